@@ -1,0 +1,39 @@
+# The imported target `tda::libtorch`: headers and libraries of the PyTorch wheel that belongs to TDA_PYTHON.
+#
+# The wheel's own TorchConfig.cmake is not used: for a CUDA build of PyTorch it insists on a full CUDA toolkit even when
+# nothing here compiles CUDA, and it overrides the architecture flags of the project. Only the CPU libraries are linked
+# unless TDA_WITH_CUDA is set.
+
+if(NOT TDA_PYTHON)
+  if(DEFINED ENV{TDA_PYTHON} AND NOT "$ENV{TDA_PYTHON}" STREQUAL "")
+    set(TDA_PYTHON "$ENV{TDA_PYTHON}")
+  elseif(SKBUILD AND Python_EXECUTABLE)
+    set(TDA_PYTHON "${Python_EXECUTABLE}")
+  elseif(EXISTS "${PROJECT_SOURCE_DIR}/.venv/bin/python")
+    set(TDA_PYTHON "${PROJECT_SOURCE_DIR}/.venv/bin/python")
+  else()
+    message(FATAL_ERROR "No Python with PyTorch is known.\n"
+      "HINT: run 'make setup', or name an interpreter that can import torch: cmake -DTDA_PYTHON=/path/to/python")
+  endif()
+endif()
+
+# find_spec locates the package without the seconds that importing torch would take.
+execute_process(
+  COMMAND "${TDA_PYTHON}" -c
+    "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+  OUTPUT_VARIABLE TDA_TORCH_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE _torch_query)
+if(NOT _torch_query EQUAL 0 OR NOT EXISTS "${TDA_TORCH_ROOT}/lib/libtorch_cpu.so")
+  message(FATAL_ERROR "${TDA_PYTHON} cannot import torch.\n"
+    "HINT: install it with '${TDA_PYTHON} -m pip install torch==2.11.0', or pass -DTDA_PYTHON=/path/to/python")
+endif()
+message(STATUS "LibTorch: ${TDA_TORCH_ROOT}")
+
+add_library(tda_libtorch INTERFACE)
+add_library(tda::libtorch ALIAS tda_libtorch)
+target_include_directories(tda_libtorch SYSTEM INTERFACE
+  "${TDA_TORCH_ROOT}/include" "${TDA_TORCH_ROOT}/include/torch/csrc/api/include")
+target_link_libraries(tda_libtorch INTERFACE
+  "${TDA_TORCH_ROOT}/lib/libtorch.so" "${TDA_TORCH_ROOT}/lib/libtorch_cpu.so" "${TDA_TORCH_ROOT}/lib/libc10.so")
+# libtorch_cpu finds its own CUDA run-time libraries through its RPATH; the linker need not resolve them again.
+target_link_options(tda_libtorch INTERFACE
+  "LINKER:--allow-shlib-undefined" "LINKER:-rpath,${TDA_TORCH_ROOT}/lib")

@@ -1,0 +1,3 @@
+#include "tda/attention.h"
+
+namespace tda {}

@@ -1,0 +1,28 @@
+// The PyTorch operators of floor 2 as C++ functions, for floor 3.
+//
+// Both are differentiable in every tensor argument and dispatch on the device of `q`. Definitions and promises:
+// include/tda/attention.h and docs/operator.md.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "tda/attention.h"
+
+namespace tda {
+
+struct ThresholdOptions {
+  double kappa = 1.0;
+  double power = 2.0;
+  bool normalize = true;
+};
+
+// TRA. q: (B, H_q, T_q, D); k: (B, H_kv, T_k, D); v: (B, H_kv, T_k, D_v); beta: 0-d or (H_q). Returns (B, H_q, T_q, D_v).
+TDA_PUBLIC at::Tensor threshold_rela(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                     const at::Tensor& beta, const ThresholdOptions& options = {});
+
+// TDA. lambda: 0-d or (H_q), clamped to [0, 1] with gradient 1 on the closed interval.
+TDA_PUBLIC at::Tensor differential_threshold_rela(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
+                                                  const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lambda,
+                                                  const at::Tensor& beta, const ThresholdOptions& options = {});
+
+}  // namespace tda
