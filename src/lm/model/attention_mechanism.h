@@ -1,0 +1,79 @@
+// An attention mechanism: what happens between the projections of a layer and its output matrix.
+//
+// The layer owns the projections query*/key*/value/output, RoPE and the key-value cache; a mechanism declares how many
+// views and heads it wants and which parameters it adds, and turns projected heads into the input of `output`.
+// To add one: write mechanisms/NAME.cpp with a `make_NAME` and add its line to the registry in attention_mechanism.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lm/model/model_config.h"
+#include "lm/model/parameter.h"
+
+namespace tda {
+
+// How a layer's projections are cut into heads. Head h owns rows h*head_dim.. of every query and key matrix, rows
+// h*value_dim.. of value, and columns h*value_dim.. of output.
+struct HeadLayout {
+  int views = 1;  // 1: query, key; 2: query1, key1, query2, key2
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t value_dim = 0;
+};
+
+// One layer's heads after RoPE, in the compute dtype, unit last stride, any other strides.
+struct ProjectedHeads {
+  std::array<at::Tensor, 2> q;  // (B, H, T_q, D); the second only with two views
+  std::array<at::Tensor, 2> k;  // (B, H, T_k, D); queries are the last T_q positions
+  at::Tensor v;                 // (B, H, T_k, D_v)
+  at::Tensor hidden;  // (B, T_q, W): the normalized input of the layer, for gates computed from the query token
+};
+
+// Dense weights for analysis, fp32 (B, H, T_q, T_k), 0 above the diagonal. For a differential mechanism `effective` is
+// the signed map a1 - lambda a2 that multiplies V; otherwise it is the only view.
+struct AttentionMaps {
+  std::vector<at::Tensor> views;
+  at::Tensor effective;
+};
+
+// Per head, int64 (H): causal pairs, how many of them carry an exact 0 in the effective map, rows, and rows that are
+// zero throughout. Summed over the batch.
+struct WeightCounts {
+  std::int64_t pairs = 0;
+  std::int64_t rows = 0;
+  at::Tensor zeros;
+  at::Tensor empty_rows;
+};
+
+class AttentionMechanism {
+ public:
+  virtual ~AttentionMechanism() = default;
+
+  virtual HeadLayout layout() const = 0;
+  // What is added to the projections, in file order, named relative to "layers.{l}.attention.".
+  virtual std::vector<ParameterSpec> parameters(std::int64_t layer) const = 0;
+
+  // (B, T_q, H*D_v) in the dtype of v, ready for `output`. `parameters` are the fp32 tensors declared above, in order.
+  // With `counts`, the zeros of the effective map are counted as well (no gradient flows through the count).
+  virtual at::Tensor attend(const ProjectedHeads& heads, std::span<const at::Tensor> parameters,
+                            WeightCounts* counts = nullptr) const = 0;
+
+  // Dense, hence for analysis of sequences that fit: 4*B*H*T^2 bytes a map.
+  virtual AttentionMaps maps(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const = 0;
+};
+
+// Throws Error naming the nearest mechanism when config.mechanism is not registered.
+std::unique_ptr<AttentionMechanism> make_attention_mechanism(const ModelConfig& config);
+
+// Registered names, in the order of docs/mechanisms.md.
+std::vector<std::string_view> attention_mechanism_names();
+
+}  // namespace tda
