@@ -32,7 +32,9 @@ add_library(tda_libtorch INTERFACE)
 add_library(tda::libtorch ALIAS tda_libtorch)
 target_include_directories(tda_libtorch SYSTEM INTERFACE
   "${TDA_TORCH_ROOT}/include" "${TDA_TORCH_ROOT}/include/torch/csrc/api/include")
-target_link_libraries(tda_libtorch INTERFACE
+# libtorch.so exports broken copies of std::filesystem functions (calling remove_all through it crashes), so the C++
+# run-time library has to come first in the order in which symbols are looked up.
+target_link_libraries(tda_libtorch INTERFACE stdc++
   "${TDA_TORCH_ROOT}/lib/libtorch.so" "${TDA_TORCH_ROOT}/lib/libtorch_cpu.so" "${TDA_TORCH_ROOT}/lib/libc10.so")
 # libtorch_cpu finds its own CUDA run-time libraries through its RPATH; the linker need not resolve them again.
 target_link_options(tda_libtorch INTERFACE
