@@ -31,7 +31,10 @@ int report_failure(const std::string& message) {
   return kFailure;
 }
 
-void add_commands(CLI::App& program, tda::Invocation& invocation) { tda::add_help_command(program, invocation); }
+void add_commands(CLI::App& program, tda::Invocation& invocation) {
+  tda::add_tokenize_command(program, invocation);
+  tda::add_help_command(program, invocation);
+}
 
 int parse_and_run(int argc, char** argv) {
   CLI::App program("Threshold Differential Attention: train, sample and look into language models", "tda");

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -10,6 +11,9 @@
 #include <vector>
 
 namespace tda {
+
+/// How end-of-text is written: a line of its own that is exactly this ends a document of input text.
+inline constexpr std::string_view kEndOfText = "<|endoftext|>";
 
 /// Text to token ids and back. Text is bytes: nothing is normalised, nothing has to be valid UTF-8, and
 /// decode(encode(text)) == text for every sequence of bytes. encode() never yields end-of-text: `<|endoftext|>` inside
@@ -22,6 +26,10 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
+
+  /// A position p <= text.size(), as large as is quickly found, with encode(text + rest) == encode(text[0, p)) +
+  /// encode(text[p, end) + rest) for every `rest`; 0 when there is none. Long text is encoded piecewise with it.
+  virtual size_t split_point(std::string_view text) const = 0;
 
   /// The bytes of `ids`; end-of-text is written as `<|endoftext|>`. Throws Error for an id outside
   /// [0, vocabulary_size()), padded ids included.
