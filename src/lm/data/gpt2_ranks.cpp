@@ -12,7 +12,7 @@
 #include <unordered_set>
 
 #include "lm/data/base64.h"
-#include "lm/data/tokenizer_files.h"
+#include "lm/durable_file.h"
 #include "lm/error.h"
 
 namespace tda {
@@ -176,7 +176,7 @@ void write_gpt2_ranks(const fs::path& path, const Gpt2Ranks& ranks) {
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     content += fmt::format("{} {}\n", base64_encode(ranks[rank]), rank);
   }
-  write_file(path, content);
+  write_file_durably(path, content);
 }
 
 }  // namespace tda

@@ -2,40 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
+#include "lm/durable_file.h"
 #include "lm/error.h"
 
 namespace tda {
-
-std::string read_file(const std::filesystem::path& path) {
-  errno = 0;
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream content;
-  // A stream that receives not one byte reports failure, so an empty file is told from an unreadable one first.
-  if (file && file.peek() != std::ifstream::traits_type::eof()) content << file.rdbuf();
-  if (!file.is_open() || file.bad() || !content) {
-    throw Error(fmt::format("cannot read {}: {}", path.string(), errno != 0 ? std::strerror(errno) : "input error"));
-  }
-  if (std::filesystem::is_directory(path)) {
-    throw Error(fmt::format("cannot read {}: it is a folder", path.string()));
-  }
-  return std::move(content).str();
-}
-
-void write_file(const std::filesystem::path& path, std::string_view content) {
-  errno = 0;
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file.write(content.data(), static_cast<std::streamsize>(content.size()));
-  file.close();
-  if (!file) {
-    throw Error(fmt::format("cannot write {}: {}", path.string(), errno != 0 ? std::strerror(errno) : "output error"));
-  }
-}
 
 void write_tokenizer_description(const std::filesystem::path& directory, const Tokenizer& tokenizer) {
   const nlohmann::ordered_json description = {
@@ -44,7 +16,7 @@ void write_tokenizer_description(const std::filesystem::path& directory, const T
       {"padded_vocabulary_size", tokenizer.padded_vocabulary_size()},
       {"end_of_text", tokenizer.end_of_text()},
   };
-  write_file(directory / "tokenizer.json", description.dump(2) + "\n");
+  write_file_durably(directory / "tokenizer.json", description.dump(2) + "\n");
 }
 
 std::string read_tokenizer_type(const std::filesystem::path& directory) {

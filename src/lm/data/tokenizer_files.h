@@ -14,10 +14,4 @@ void write_tokenizer_description(const std::filesystem::path& directory, const T
 /// The "type" of `tokenizer.json` in `directory`. Throws Error when the file is missing or damaged.
 std::string read_tokenizer_type(const std::filesystem::path& directory);
 
-/// Whole content of a file. Throws Error naming the file when it cannot be read.
-std::string read_file(const std::filesystem::path& path);
-
-/// Creates or replaces a file. Throws Error naming the file when it cannot, a full disk included.
-void write_file(const std::filesystem::path& path, std::string_view content);
-
 }  // namespace tda

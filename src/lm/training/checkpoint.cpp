@@ -9,7 +9,7 @@
 #include <system_error>
 
 #include "lm/error.h"
-#include "lm/training/durable_file.h"
+#include "lm/durable_file.h"
 
 namespace tda {
 namespace {

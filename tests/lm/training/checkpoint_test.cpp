@@ -9,7 +9,7 @@
 #include <string>
 
 #include "lm/error.h"
-#include "lm/training/durable_file.h"
+#include "lm/durable_file.h"
 #include "temporary_directory.h"
 
 namespace tda {

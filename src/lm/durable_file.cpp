@@ -1,4 +1,4 @@
-#include "lm/training/durable_file.h"
+#include "lm/durable_file.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
