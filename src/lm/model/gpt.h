@@ -71,7 +71,7 @@ class Gpt {
   struct ForwardOptions {
     KeyValueCache* cache = nullptr;  // ids continue the cached positions, which grow by T
     AttentionStatistics* statistics = nullptr;
-    Observer observer;
+    Observer observer = {};
     bool last_row_only = false;  // logits (B, 1, V) of the last position
   };
   at::Tensor forward(const PreparedWeights& weights, const at::Tensor& ids, const ForwardOptions& options);

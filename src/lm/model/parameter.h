@@ -23,7 +23,8 @@ struct ParameterSpec {
   double deviation = 0.0;  // start: normal(mean, deviation); 0 is the constant `mean`
   bool decay = false;      // weight decay applies (matrices only)
   bool trainable = true;
-  std::optional<std::pair<double, double>> bounds;  // the optimizer step projects back into [first, second]
+  std::optional<std::pair<double, double>> bounds =
+      std::nullopt;  // the optimizer step projects back into [first, second]
 };
 
 struct NamedParameter {
