@@ -1,5 +1,5 @@
-// What the attention of a model does on real text: the numbers of map_statistics.h for every layer and head, and the maps
-// themselves for one sentence.
+// What the attention of a model does on real text: the numbers of map_statistics.h for every layer and head, and the
+// maps themselves for one sentence.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,5 @@
-// The queries, keys and values of one layer on real text, for measuring operators on inputs that a trained model produces.
+// The queries, keys and values of one layer on real text, for measuring operators on inputs that a trained model
+// produces.
 #pragma once
 
 #include <ATen/core/Tensor.h>
