@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
-#include "lm/error.h"
 #include "lm/durable_file.h"
+#include "lm/error.h"
 
 namespace tda {
 namespace {

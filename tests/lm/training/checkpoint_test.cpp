@@ -8,8 +8,8 @@
 #include <fstream>
 #include <string>
 
-#include "lm/error.h"
 #include "lm/durable_file.h"
+#include "lm/error.h"
 #include "temporary_directory.h"
 
 namespace tda {
