@@ -5,10 +5,11 @@
 # unless TDA_WITH_CUDA is set.
 
 if(NOT TDA_PYTHON)
-  if(DEFINED ENV{TDA_PYTHON} AND NOT "$ENV{TDA_PYTHON}" STREQUAL "")
-    set(TDA_PYTHON "$ENV{TDA_PYTHON}")
-  elseif(SKBUILD AND Python_EXECUTABLE)
+  if(SKBUILD AND Python_EXECUTABLE)
+    # pip decides which interpreter a package is built for.
     set(TDA_PYTHON "${Python_EXECUTABLE}")
+  elseif(DEFINED ENV{TDA_PYTHON} AND NOT "$ENV{TDA_PYTHON}" STREQUAL "")
+    set(TDA_PYTHON "$ENV{TDA_PYTHON}")
   elseif(EXISTS "${PROJECT_SOURCE_DIR}/.venv/bin/python")
     set(TDA_PYTHON "${PROJECT_SOURCE_DIR}/.venv/bin/python")
   else()
@@ -23,6 +24,11 @@ execute_process(
     "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
   OUTPUT_VARIABLE TDA_TORCH_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE _torch_query)
 if(NOT _torch_query EQUAL 0 OR NOT EXISTS "${TDA_TORCH_ROOT}/lib/libtorch_cpu.so")
+  if(SKBUILD)
+    # An isolated build environment has no PyTorch, and one of its own would not be the one that loads the library.
+    message(FATAL_ERROR "threshold_attention is built against the PyTorch that will load it, and ${TDA_PYTHON} has none.\n"
+      "HINT: in the environment that has torch: pip install scikit-build-core && pip install --no-build-isolation .")
+  endif()
   message(FATAL_ERROR "${TDA_PYTHON} cannot import torch.\n"
     "HINT: install it with '${TDA_PYTHON} -m pip install torch==2.11.0', or pass -DTDA_PYTHON=/path/to/python")
 endif()

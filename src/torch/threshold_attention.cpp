@@ -1,39 +1,56 @@
 #include "torch/threshold_attention.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/library.h>
 
-#include <cmath>
+#include "torch/operator_calls.h"
 
 namespace tda {
 namespace {
 
-at::Tensor unit(const at::Tensor& x) { return x / x.norm(2, -1, true).clamp_min(1e-12); }
+// beta or lam as `forward` wants it: one value per query head, fp64 for fp64 inputs and fp32 otherwise. Plain tensor
+// operations, so that a 0-d parameter receives the sum over heads as its gradient.
+at::Tensor per_head(const char* name, const at::Tensor& parameter, const at::Tensor& q) {
+  check_per_head(name, parameter, q);
+  return parameter.to(q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).expand_symint({q.sym_size(1)});
+}
 
-at::Tensor weights(const at::Tensor& q, const at::Tensor& k, const at::Tensor& beta, const ThresholdOptions& o) {
-  const auto query_length = q.size(2), key_length = k.size(2), dim = q.size(3);
-  const auto group = q.size(1) / k.size(1);
-  const auto keys = (o.normalize ? unit(k) : k).repeat_interleave(group, 1);
-  const auto scores = at::matmul(o.normalize ? unit(q) : q, keys.transpose(-1, -2));
-  const auto position = at::arange(key_length - query_length, key_length, scores.options());
-  const auto c = (((position + 1) / o.kappa).log().clamp_min(0) * (2.0 / static_cast<double>(dim))).sqrt();
-  const auto tau = beta.reshape({-1, 1, 1}).to(scores.dtype()) * c.reshape({1, -1, 1});
-  const auto r = at::tril((scores - tau).clamp_min(0), key_length - query_length);
-  return o.power == 1.0 ? r : r.pow(o.power);
+std::tuple<at::Tensor, at::Tensor> attend(const AttentionArguments& a, bool statistics) {
+  auto [output, survivors, index] = call_forward(a, /*save_index=*/false, statistics);
+  return {output, survivors};
+}
+
+std::tuple<at::Tensor, at::Tensor> one_view(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                            const at::Tensor& beta, double kappa, double power, bool normalize,
+                                            bool statistics) {
+  return attend({q, k, std::nullopt, std::nullopt, v, per_head("beta", beta, q), std::nullopt, kappa, power, normalize},
+                statistics);
+}
+
+std::tuple<at::Tensor, at::Tensor> two_views(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
+                                             const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lam,
+                                             const at::Tensor& beta, double kappa, double power, bool normalize,
+                                             bool statistics) {
+  return attend({q1, k1, q2, k2, v, per_head("beta", beta, q1), per_head("lam", lam, q1), kappa, power, normalize},
+                statistics);
 }
 
 }  // namespace
 
+TORCH_LIBRARY_IMPL(threshold_attention, CompositeImplicitAutograd, library) {
+  library.impl("threshold_rela", &one_view);
+  library.impl("differential_threshold_rela", &two_views);
+}
+
 at::Tensor threshold_rela(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& beta,
                           const ThresholdOptions& o) {
-  return at::matmul(weights(q, k, beta, o), v.repeat_interleave(q.size(1) / v.size(1), 1));
+  return std::get<0>(one_view(q, k, v, beta, o.kappa, o.power, o.normalize, false));
 }
 
 at::Tensor differential_threshold_rela(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
                                        const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lambda,
                                        const at::Tensor& beta, const ThresholdOptions& o) {
-  const auto l = lambda.clamp(0, 1).reshape({-1, 1, 1}).to(q1.dtype());
-  const auto a = weights(q1, k1, beta, o) - l * weights(q2, k2, beta, o);
-  return at::matmul(a, v.repeat_interleave(q1.size(1) / v.size(1), 1));
+  return std::get<0>(two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, false));
 }
 
 }  // namespace tda

@@ -16,7 +16,8 @@ struct ThresholdOptions {
   bool normalize = true;
 };
 
-// TRA. q: (B, H_q, T_q, D); k: (B, H_kv, T_k, D); v: (B, H_kv, T_k, D_v); beta: 0-d or (H_q). Returns (B, H_q, T_q, D_v).
+// TRA. q: (B, H_q, T_q, D); k: (B, H_kv, T_k, D); v: (B, H_kv, T_k, D_v); beta: 0-d or (H_q). Returns (B, H_q, T_q,
+// D_v).
 TDA_PUBLIC at::Tensor threshold_rela(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                      const at::Tensor& beta, const ThresholdOptions& options = {});
 

@@ -1,0 +1,34 @@
+// Typed calls of the two operators through PyTorch's dispatcher. Schemas: operator_schemas.cpp and docs/operator.md.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <tuple>
+
+#include "torch/attention_arguments.h"
+
+namespace tda {
+
+using ForwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // output, survivors, index
+
+// dq1, dk1, dq2, dk2, dv, dbeta, dlam; what was not asked for is an empty tensor.
+using BackwardResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using GradientMask = std::array<bool, 7>;
+
+ForwardResult call_forward(const AttentionArguments& arguments, bool save_index, bool statistics);
+
+BackwardResult call_backward(const at::Tensor& d_output, const AttentionArguments& arguments, const at::Tensor& index,
+                             GradientMask mask);
+
+// The parameter list of `forward` and of `backward` as the dispatcher passes it.
+#define TDA_ATTENTION_PARAMETERS                                                                                      \
+  const at::Tensor &q1, const at::Tensor &k1, const std::optional<at::Tensor>&q2, const std::optional<at::Tensor>&k2, \
+      const at::Tensor &v, const at::Tensor &beta, const std::optional<at::Tensor>&lam
+
+using ForwardSignature = ForwardResult(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize,
+                                       bool save_index, bool statistics);
+using BackwardSignature = BackwardResult(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index,
+                                         double kappa, double power, bool normalize, GradientMask mask);
+
+}  // namespace tda
