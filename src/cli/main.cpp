@@ -34,6 +34,8 @@ int report_failure(const std::string& message) {
 void add_commands(CLI::App& program, tda::Invocation& invocation) {
   tda::add_tokenize_command(program, invocation);
   tda::add_data_command(program, invocation);
+  tda::add_generate_command(program, invocation);
+  tda::add_score_command(program, invocation);
   tda::add_help_command(program, invocation);
 }
 

@@ -1,11 +1,7 @@
 #include "lm/model/safetensors.h"
 
 #include <ATen/ATen.h>
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -32,25 +28,6 @@ struct TypeName {
 constexpr TypeName kTypes[] = {{"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf},  {"BF16", at::kBFloat16},
                                {"I64", at::kLong},   {"I32", at::kInt},   {"I16", at::kShort}, {"I8", at::kChar},
                                {"U8", at::kByte},    {"BOOL", at::kBool}};
-
-std::shared_ptr<const std::byte> map_file(const std::filesystem::path& path, std::size_t& size) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) throw Error(fmt::format("{}: {}", path.string(), std::strerror(errno)));
-  struct stat status {};
-  void* address = MAP_FAILED;
-  const bool regular = ::fstat(file, &status) == 0 && S_ISREG(status.st_mode);
-  if (regular && status.st_size > 0) {
-    size = static_cast<std::size_t>(status.st_size);
-    address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file, 0);
-  }
-  const int error = errno;
-  ::close(file);
-  if (!regular) throw Error(fmt::format("{}: not a regular file", path.string()));
-  if (status.st_size == 0) throw Error(fmt::format("{}: the file is empty, expected safetensors", path.string()));
-  if (address == MAP_FAILED) throw Error(fmt::format("{}: {}", path.string(), std::strerror(error)));
-  return {static_cast<const std::byte*>(address),
-          [size](const std::byte* p) { ::munmap(const_cast<std::byte*>(p), size); }};
-}
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& problem) {
   throw Error(fmt::format("{}: {}", path.string(), problem));
@@ -136,19 +113,19 @@ nlohmann::json parse_header(const char* begin, std::size_t length, const std::fi
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path) {
-  std::size_t size = 0;
-  map_ = map_file(path, size);
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : map_(path) {
+  const std::byte* file = map_.bytes().data();
+  const std::size_t size = map_.bytes().size();
   if (size < kLengthBytes) refuse(path, fmt::format("{} bytes are too few for a safetensors file", size));
   std::uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, map_.get(), kLengthBytes);
+  std::memcpy(&header_bytes, file, kLengthBytes);
   if (header_bytes > kLargestHeader || header_bytes > size - kLengthBytes) {
     refuse(path, fmt::format("the header claims {} bytes of a file of {}: truncated, or not safetensors", header_bytes,
                              size));
   }
-  const auto* text = reinterpret_cast<const char*>(map_.get() + kLengthBytes);
+  const auto* text = reinterpret_cast<const char*>(file + kLengthBytes);
   const auto header = parse_header(text, header_bytes, path);
-  buffer_ = map_.get() + kLengthBytes + header_bytes;
+  buffer_ = file + kLengthBytes + header_bytes;
   const std::size_t buffer_bytes = size - kLengthBytes - header_bytes;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") {
@@ -166,7 +143,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : path_(path
 
 at::Tensor SafetensorsFile::tensor(const std::string& name) const {
   const auto found = entries_.find(name);
-  if (found == entries_.end()) refuse(path_, fmt::format("tensor {} is missing", name));
+  if (found == entries_.end()) refuse(map_.path(), fmt::format("tensor {} is missing", name));
   const Entry& entry = found->second;
   auto result = at::empty(entry.shape, entry.type);
   // The buffer need not be aligned to the element size, hence bytes.

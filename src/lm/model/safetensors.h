@@ -6,10 +6,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "lm/mapped_file.h"
 
 namespace tda {
 
@@ -33,8 +34,7 @@ class SafetensorsFile {
   at::Tensor tensor(const std::string& name) const;
 
  private:
-  std::filesystem::path path_;
-  std::shared_ptr<const std::byte> map_;
+  MappedFile map_;
   const std::byte* buffer_ = nullptr;
   std::map<std::string, Entry> entries_;
   std::map<std::string, std::string> metadata_;
