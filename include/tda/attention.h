@@ -65,6 +65,13 @@ struct AttentionShape {
   std::int64_t value_dim = 0;
 };
 
+// A caller's own threads. run() calls task(argument, index) once for every index in [0, count), concurrently if it can,
+// and returns when all calls have returned.
+struct TaskRunner {
+  void (*run)(void* context, int count, void (*task)(void* argument, int index), void* argument) = nullptr;
+  void* context = nullptr;
+};
+
 struct AttentionOptions {
   DataType data_type = DataType::kFloat32;
   int views = 1;          // 1: TRA, 2: TDA
@@ -72,6 +79,8 @@ struct AttentionOptions {
   double power = 2.0;     // >= 1
   bool normalize = true;  // L2-normalize q and k
   int threads = 0;        // CPU threads to use; 0: one per core
+  // Null: threads of the library. A framework passes its own pool here, so that two pools do not fight for the cores.
+  const TaskRunner* task_runner = nullptr;
 };
 
 // Inputs that forward and backward share. q[1] and k[1] are read only with two views.

@@ -1,0 +1,261 @@
+// From scores to weights, and work survivor by survivor, for one instruction set at a time.
+#if defined(TDA_SIMD_WEIGHTS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef TDA_SIMD_WEIGHTS_INL_H
+#undef TDA_SIMD_WEIGHTS_INL_H
+#else
+#define TDA_SIMD_WEIGHTS_INL_H
+#endif
+
+#include <bit>
+
+#include "attention/cpu/simd_rows-inl.h"
+#include "hwy/contrib/math/math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tda::cpu::HWY_NAMESPACE {
+
+using MF = hn::Mask<F32>;
+
+HWY_INLINE std::uint64_t BitsOf(MF mask) {
+  std::uint8_t bytes[8] = {};
+  hn::StoreMaskBits(F32(), mask, bytes);
+  std::uint64_t bits;
+  std::memcpy(&bits, bytes, 8);
+  return bits & ((std::uint64_t{1} << kLanes) - 1);
+}
+
+HWY_INLINE MF MaskOf(std::uint64_t bits) {
+  return hn::LoadMaskBits(F32(), reinterpret_cast<const std::uint8_t*>(&bits));
+}
+
+// a = r^power and da/dr for r > 0 and NaN; other lanes are undefined.
+template <PowerRule::Kind kKind>
+HWY_INLINE void Power(VF r, VF power, VF& weight, VF& derivative) {
+  const F32 d;
+  if constexpr (kKind == PowerRule::kOne) {
+    weight = r;
+    derivative = hn::IfThenElse(hn::IsNaN(r), r, hn::Set(d, 1.0f));
+  } else if constexpr (kKind == PowerRule::kTwo) {
+    weight = hn::Mul(r, r);
+    derivative = hn::Add(r, r);
+  } else if constexpr (kKind == PowerRule::kThree) {
+    const VF square = hn::Mul(r, r);
+    weight = hn::Mul(square, r);
+    derivative = hn::Mul(hn::Set(d, 3.0f), square);
+  } else if constexpr (kKind == PowerRule::kThreeHalves) {
+    const VF root = hn::Sqrt(r);
+    weight = hn::Mul(r, root);
+    derivative = hn::Mul(hn::Set(d, 1.5f), root);
+  } else {
+    // In double, because the error of the logarithm is multiplied by the power.
+    const F64 wide;
+    const VD p = LowerAsDouble(power);
+    const VD lower = hn::Exp(wide, hn::Mul(p, hn::Log(wide, LowerAsDouble(r))));
+    const VD upper = hn::Exp(wide, hn::Mul(p, hn::Log(wide, UpperAsDouble(r))));
+    weight = hn::IfThenElse(hn::IsNaN(r), r, JoinAsFloat(upper, lower));
+    derivative = hn::Div(hn::Mul(power, weight), r);
+  }
+}
+
+template <PowerRule::Kind kKind>
+int WeighAs(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
+  const F32 d;
+  const VF power = hn::Set(d, in.power.power);
+  int survivors = 0;
+  for (int group = 0; group < kGroups; ++group) {
+    if ((in.groups >> group & 1) == 0) continue;
+    for (int v = 0; v < kGroupVectors; ++v) {
+      const int lane = group * kSlice + v * kLanes;
+      const VF lane_scale = hn::LoadU(d, in.lane_scale + lane);
+      VF tau = in.lane_tau != nullptr ? hn::LoadU(d, in.lane_tau + lane) : hn::Zero(d);
+      for (int index = 0; index < in.row_count; ++index) {
+        const int row = in.rows[index];
+        float* at = scores + row * kBlock + lane;
+        if (in.row_tau != nullptr) tau = hn::Set(d, in.row_tau[row]);
+        const VF s = hn::Mul(hn::Mul(hn::LoadU(d, at), hn::Set(d, in.row_scale[row])), lane_scale);
+        const VF r = hn::Sub(s, tau);
+        // A NaN score, that is a NaN or Inf in q or k, counts as a survivor and so reaches everything it touches.
+        MF live = hn::Not(hn::Le(r, hn::Zero(d)));
+        if (in.allowed != nullptr) live = hn::And(live, MaskOf(in.allowed[row] >> lane));
+        const std::uint64_t bits = BitsOf(live);
+        if (bits == 0) {
+          hn::StoreU(hn::Zero(d), d, at);
+          if (derivative != nullptr) hn::StoreU(hn::Zero(d), d, derivative + row * kBlock + lane);
+          continue;
+        }
+        VF weight, slope;
+        Power<kKind>(r, power, weight, slope);
+        hn::StoreU(hn::IfThenElseZero(live, weight), d, at);
+        if (derivative != nullptr) {
+          hn::StoreU(hn::IfThenElseZero(live, slope), d, derivative + row * kBlock + lane);
+        }
+        masks[row] |= bits << lane;
+        survivors += std::popcount(bits);
+      }
+    }
+  }
+  return survivors;
+}
+
+int Weigh(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
+  switch (in.power.kind) {
+    case PowerRule::kOne:
+      return WeighAs<PowerRule::kOne>(in, scores, derivative, masks);
+    case PowerRule::kTwo:
+      return WeighAs<PowerRule::kTwo>(in, scores, derivative, masks);
+    case PowerRule::kThree:
+      return WeighAs<PowerRule::kThree>(in, scores, derivative, masks);
+    case PowerRule::kThreeHalves:
+      return WeighAs<PowerRule::kThreeHalves>(in, scores, derivative, masks);
+    case PowerRule::kGeneral:
+      break;
+  }
+  return WeighAs<PowerRule::kGeneral>(in, scores, derivative, masks);
+}
+
+int ExceedingRows(const float* scores, const float* lane_bound, std::uint8_t* rows_out) {
+  const F32 d;
+  int count = 0;
+  for (int row = 0; row < kSlice; ++row) {
+    bool any = false;
+    for (int v = 0; v < kGroupVectors; ++v) {
+      const VF s = hn::LoadU(d, scores + row * kBlock + v * kLanes);
+      any |= !hn::AllFalse(d, hn::Gt(s, hn::LoadU(d, lane_bound + v * kLanes)));
+    }
+    rows_out[count] = static_cast<std::uint8_t>(row);
+    count += any ? 1 : 0;
+  }
+  return count;
+}
+
+void SelectSurvivors(const std::uint64_t* masks, int row_count, const float* weights, float factor, float* to,
+                     bool accumulate) {
+  const F32 d;
+  const VF f = hn::Set(d, factor);
+  for (int row = 0; row < row_count; ++row) {
+    for (int lane = 0; lane < kBlock; lane += kLanes) {
+      const int at = row * kBlock + lane;
+      VF value = hn::IfThenElseZero(MaskOf(masks[row] >> lane), hn::Mul(f, hn::LoadU(d, weights + at)));
+      if (accumulate) value = hn::Add(value, hn::LoadU(d, to + at));
+      hn::StoreU(value, d, to + at);
+    }
+  }
+}
+
+// kVectors vectors of a value row stay in registers while the lanes of its mask are visited.
+template <int kVectors, typename Element>
+HWY_INLINE void AddToLanes(std::uint64_t mask, const float* weights, float factor, const Element* value,
+                           float* accumulator, std::ptrdiff_t stride) {
+  const F32 d;
+  VF x[kVectors];
+  for (int v = 0; v < kVectors; ++v) x[v] = LoadAsFloat(value + v * kLanes);
+  for (; mask != 0; mask &= mask - 1) {
+    const int lane = std::countr_zero(mask);
+    const VF w = hn::Set(d, factor * weights[lane]);
+    float* to = accumulator + lane * stride;
+    for (int v = 0; v < kVectors; ++v) {
+      hn::StoreU(hn::MulAdd(w, x[v], hn::LoadU(d, to + v * kLanes)), d, to + v * kLanes);
+    }
+  }
+}
+
+template <typename Element>
+HWY_INLINE void AddRowToLanes(std::uint64_t mask, const float* weights, float factor, const Element* value, int dim,
+                              float* accumulator, std::ptrdiff_t stride) {
+  int c = 0;
+  for (; c + 4 * kLanes <= dim; c += 4 * kLanes) {
+    AddToLanes<4>(mask, weights, factor, value + c, accumulator + c, stride);
+  }
+  for (; c < dim; c += kLanes) AddToLanes<1>(mask, weights, factor, value + c, accumulator + c, stride);
+}
+
+void AccumulateSurvivors(const std::uint64_t* masks, int row_count, const float* weights, float factor, Rows values,
+                         int value_dim, float* accumulator, std::ptrdiff_t accumulator_stride) {
+  WithElement(values.type, [&](auto* tag) {
+    const auto* value = static_cast<decltype(tag)>(values.data);
+    for (int row = 0; row < row_count; ++row) {
+      if (masks[row] == 0) continue;
+      AddRowToLanes(masks[row], weights + row * kBlock, factor, value + row * values.stride, value_dim, accumulator,
+                    accumulator_stride);
+    }
+  });
+}
+
+void CountLanes(const std::uint64_t* masks_a, const std::uint64_t* masks_b, int row_count, std::int32_t* counts) {
+  for (int row = 0; row < row_count; ++row) {
+    for (std::uint64_t bits = masks_a[row] | masks_b[row]; bits != 0; bits &= bits - 1)
+      ++counts[std::countr_zero(bits)];
+  }
+}
+
+template <typename Element>
+HWY_INLINE float Dot(const Element* a, const Element* b, int dim) {
+  const F32 d;
+  VF sum0 = hn::Zero(d), sum1 = sum0;
+  int c = 0;
+  for (; c + 2 * kLanes <= dim; c += 2 * kLanes) {
+    sum0 = hn::MulAdd(LoadAsFloat(a + c), LoadAsFloat(b + c), sum0);
+    sum1 = hn::MulAdd(LoadAsFloat(a + c + kLanes), LoadAsFloat(b + c + kLanes), sum1);
+  }
+  for (; c < dim; c += kLanes) sum0 = hn::MulAdd(LoadAsFloat(a + c), LoadAsFloat(b + c), sum0);
+  return Sum(hn::Add(sum0, sum1));
+}
+
+template <typename Element>
+void SurvivorGradientsOf(const SurvivorGradientArguments& in) {
+  const auto* lane_values = static_cast<const Element*>(in.lane_values.data);
+  const auto* row_values = static_cast<const Element*>(in.row_values.data);
+  const auto* row_vectors = static_cast<const Element*>(in.row_vectors.data);
+  float coefficient[kBlock];
+  for (int row = 0; row < in.row_count; ++row) {
+    const std::uint64_t mask = in.masks[row];
+    if (mask == 0) continue;
+    const Element* value = row_values + row * in.row_values.stride;
+    const float* weight = in.weight + row * kBlock;
+    for (std::uint64_t bits = mask; bits != 0; bits &= bits - 1) {
+      const int lane = std::countr_zero(bits);
+      const float product = Dot(value, lane_values + lane * in.lane_values.stride, in.value_dim);
+      const float g = in.factor * in.derivative[row * kBlock + lane] * product;
+      coefficient[lane] = g * in.row_scale[row];
+      if (in.lane_g != nullptr) in.lane_g[lane] += g;
+      if (in.lane_ap != nullptr) in.lane_ap[lane] += weight[lane] * product;
+    }
+    if (in.lane_gradient != nullptr) {
+      AddRowToLanes(mask, coefficient, 1.0f, row_vectors + row * in.row_vectors.stride, in.head_dim, in.lane_gradient,
+                    in.gradient_stride);
+    }
+    if (in.value_gradient != nullptr) {
+      AddRowToLanes(mask, weight, in.factor, value, in.value_dim, in.value_gradient, in.value_stride);
+    }
+  }
+}
+
+void SurvivorGradients(const SurvivorGradientArguments& in) {
+  WithElement(in.row_values.type,
+              [&](auto* tag) { SurvivorGradientsOf<std::remove_const_t<std::remove_pointer_t<decltype(tag)>>>(in); });
+}
+
+void CombineGradients(int row_count, const float* weight, float* derivative, const float* products, float factor,
+                      const float* row_scale, float* lane_g, float* lane_ap) {
+  const F32 d;
+  const VF f = hn::Set(d, factor);
+  for (int lane = 0; lane < kBlock; lane += kLanes) {
+    VF sum_g = hn::Zero(d), sum_ap = sum_g;
+    for (int row = 0; row < row_count; ++row) {
+      const int at = row * kBlock + lane;
+      const VF slope = hn::LoadU(d, derivative + at);
+      const MF live = hn::Not(hn::Eq(slope, hn::Zero(d)));
+      const VF product = hn::IfThenElseZero(live, hn::LoadU(d, products + at));
+      const VF g = hn::Mul(hn::Mul(f, slope), product);
+      sum_g = hn::Add(sum_g, g);
+      sum_ap = hn::MulAdd(hn::LoadU(d, weight + at), product, sum_ap);
+      hn::StoreU(hn::IfThenElseZero(live, hn::Mul(g, hn::Set(d, row_scale[row]))), d, derivative + at);
+    }
+    if (lane_g != nullptr) hn::StoreU(hn::Add(hn::LoadU(d, lane_g + lane), sum_g), d, lane_g + lane);
+    if (lane_ap != nullptr) hn::StoreU(hn::Add(hn::LoadU(d, lane_ap + lane), sum_ap), d, lane_ap + lane);
+  }
+}
+
+}  // namespace tda::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif  // TDA_SIMD_WEIGHTS_INL_H
