@@ -19,7 +19,11 @@ Status validate_parameter(const char* name, const void* values, const AttentionS
   for (std::int64_t head = 0; head < shape.query_heads; ++head) {
     const double value = type == DataType::kFloat64 ? static_cast<const double*>(values)[head]
                                                     : static_cast<double>(static_cast<const float*>(values)[head]);
-    if (!std::isfinite(value)) return failure(name + ("[" + std::to_string(head) + "]"), value, "a finite number");
+    if (!std::isfinite(value)) {
+      std::ostringstream argument;
+      argument << name << '[' << head << ']';
+      return failure(argument.str(), value, "a finite number");
+    }
   }
   return {};
 }
@@ -81,7 +85,8 @@ Status validate_buffer(const char* name, const void* data, std::size_t bytes, st
                        std::size_t alignment) {
   if (needed == 0) return {};
   if (data == nullptr) return failure(name, "null", "a buffer of " + std::to_string(needed) + " bytes");
-  if (bytes < needed) return failure(name + std::string(" size"), bytes, std::to_string(needed) + " bytes or more");
+  if (bytes < needed)
+    return failure(std::string(name).append(" size"), bytes, std::to_string(needed) + " bytes or more");
   if (reinterpret_cast<std::uintptr_t>(data) % alignment != 0) {
     return failure(name, data, "an address that is a multiple of " + std::to_string(alignment));
   }

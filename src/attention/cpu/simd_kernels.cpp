@@ -8,8 +8,9 @@
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "attention/cpu/simd_kernels.cpp"
+#include "hwy/foreach_target.h"  // must come first: it includes this file once per instruction set
+
 #include "attention/cpu/simd_weights-inl.h"
-#include "hwy/foreach_target.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tda::cpu::HWY_NAMESPACE {
