@@ -46,6 +46,22 @@ at::Tensor empty_bytes(std::size_t bytes, const at::Tensor& like) {
   return at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
 }
 
+// Tasks of floor 1 on the threads that PyTorch computes with: a second pool would fight them for the cores.
+void run_on_torch_threads(void* /*context*/, int count, void (*task)(void* argument, int index), void* argument) {
+  at::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t index = begin; index < end; ++index) task(argument, static_cast<int>(index));
+  });
+}
+
+constexpr TaskRunner kTorchThreads{run_on_torch_threads, nullptr};
+
+AttentionOptions cpu_options(const AttentionArguments& arguments) {
+  AttentionOptions options = attention_options(arguments);
+  options.threads = at::get_num_threads();
+  options.task_runner = &kTorchThreads;
+  return options;
+}
+
 void require_ok(const Status& status) { TORCH_CHECK_VALUE(status.ok(), status.message); }
 
 ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
@@ -55,8 +71,7 @@ ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, 
   check_finite("beta", beta);
   if (arguments.views() == 2) check_finite("lam", *lam);
   const AttentionShape shape = attention_shape(arguments);
-  AttentionOptions options = attention_options(arguments);
-  options.threads = at::get_num_threads();
+  const AttentionOptions options = cpu_options(arguments);
 
   at::Tensor output = empty_stored_like(q1, shape.value_dim);
   at::Tensor survivors = at::empty({0}, q1.options().dtype(at::kInt));
@@ -82,8 +97,7 @@ BackwardResult backward_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS
   const AttentionArguments arguments{q1, k1, q2, k2, v, beta, lam, kappa, power, normalize};
   check_arguments(arguments);
   const AttentionShape shape = attention_shape(arguments);
-  AttentionOptions options = attention_options(arguments);
-  options.threads = at::get_num_threads();
+  const AttentionOptions options = cpu_options(arguments);
   const auto index_bytes = static_cast<std::int64_t>(attention_survivor_index_bytes(shape, options));
   TORCH_CHECK_VALUE(index.numel() == index_bytes, "index: expected the ", index_bytes,
                     " bytes that forward wrote with save_index, got ", index.numel());
