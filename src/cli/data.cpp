@@ -68,6 +68,7 @@ int run_prepare(const DatasetPreparation& preparation) {
 
 void add_data_command(CLI::App& program, Invocation& invocation) {
   CLI::App* data = program.add_subcommand("data", "Make datasets");
+  data->require_subcommand(0, 1);
   auto preparation = std::make_shared<DatasetPreparation>();
   CLI::App* prepare = data->add_subcommand("prepare", "Turn text into a dataset: token shards and dataset.json");
   prepare->add_option("--tokenizer", preparation->tokenizer, "byte or gpt2")->required();

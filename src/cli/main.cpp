@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <iostream>
 #include <new>
 #include <string>
 
@@ -39,15 +40,26 @@ void add_commands(CLI::App& program, tda::Invocation& invocation) {
   tda::add_help_command(program, invocation);
 }
 
+// A full disk shows only when the buffers are written.
+int with_complete_output(int code) {
+  std::cout.flush();
+  if (!std::cout || std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw tda::Error(fmt::format("cannot write to standard output: {}", std::strerror(errno)));
+  }
+  return code;
+}
+
 int parse_and_run(int argc, char** argv) {
   CLI::App program("Threshold Differential Attention: train, sample and look into language models", "tda");
   program.set_version_flag("--version", fmt::format("tda {} (PyTorch {})", TDA_VERSION, TORCH_VERSION));
+  // Otherwise an argument that is also a command's name, such as a folder `data`, would begin that command.
+  program.require_subcommand(0, 1);
   tda::Invocation invocation;
   add_commands(program, invocation);
   try {
     program.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help and --version
-    return program.exit(success);
+    return with_complete_output(program.exit(success));
   } catch (const CLI::ParseError& error) {
     throw tda::usage_error(program, error);
   }
@@ -56,12 +68,7 @@ int parse_and_run(int argc, char** argv) {
     throw tda::Error(fmt::format("`{}` needs a command", tda::full_name(command)),
                      fmt::format("`{} --help` lists them", tda::full_name(command)));
   }
-  const int code = invocation.run();
-  // A full disk shows only when the buffer is written.
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
-    throw tda::Error(fmt::format("cannot write to standard output: {}", std::strerror(errno)));
-  }
-  return code;
+  return with_complete_output(invocation.run());
 }
 
 }  // namespace
