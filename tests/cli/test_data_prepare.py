@@ -199,7 +199,7 @@ def test_signals_leave_nothing(tda_binary: Path, tmp_path: Path, number: signal.
 
 
 def test_memory_does_not_grow_with_the_text(tda_binary: Path, real_data: Path, tmp_path: Path) -> None:
-    """20 MB of the training text, unpacked, in one document and through a pipe, within 64 MB beyond the program's own."""
+    """20 MB of real text in one document take no more than 64 MB beyond what 10 kB take."""
 
     def peak_kilobytes(size: int) -> int:
         script = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import random
 import unicodedata
@@ -81,8 +82,6 @@ def test_random_unicode_equals_tiktoken(tda: Tda, real_data: Path, peer: tiktoke
 
 
 def test_real_text_equals_tiktoken(tda: Tda, real_data: Path, peer: tiktoken.Encoding) -> None:
-    import lzma
-
     with lzma.open(real_data / "text" / "val.txt.xz") as file:
         text = file.read(1_000_000).decode(errors="ignore")
     ids = encode(tda, text.encode(), "--tokenizer", "gpt2", "--vocabulary", real_data / "bpe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,6 @@ def test_wrong_usage(tda: Tda, tmp_path: Path, arguments: list[str], expected: l
 
 
 def test_full_standard_output_is_an_error(tda_binary: Path) -> None:
-    import subprocess
-
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("no /dev/full")
