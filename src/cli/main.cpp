@@ -37,6 +37,7 @@ void add_commands(CLI::App& program, tda::Invocation& invocation) {
   tda::add_data_command(program, invocation);
   tda::add_generate_command(program, invocation);
   tda::add_score_command(program, invocation);
+  tda::add_train_command(program, invocation);
   tda::add_help_command(program, invocation);
 }
 

@@ -1,0 +1,333 @@
+#include "lm/training/trainer.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "lm/data/dataset.h"
+#include "lm/data/window_sampler.h"
+#include "lm/error.h"
+#include "lm/generation/generate.h"
+#include "lm/model/gpt.h"
+#include "lm/model/model_files.h"
+#include "lm/training/adamw.h"
+#include "lm/training/checkpoint.h"
+#include "lm/training/cosine_schedule.h"
+#include "lm/training/durable_file.h"
+#include "lm/training/line_log.h"
+#include "lm/training/progress.h"
+#include "lm/training/recipe_text.h"
+#include "lm/training/resume_rules.h"
+#include "lm/training/run_directory.h"
+#include "lm/training/stop_signal.h"
+#include "lm/training/throughput.h"
+#include "lm/training/training_device.h"
+#include "lm/training/training_state.h"
+#include "lm/training/validation.h"
+
+namespace tda {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using nlohmann::ordered_json;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// What lives as long as a run. run() is the loop, its phases follow in the order in which it calls them.
+class Trainer {
+ public:
+  Trainer(ResolvedRecipe resolved, const Dataset& dataset, at::Device device);
+
+  // Writes nothing before `run` is taken.
+  void start_from_scratch(const RunDirectory& run);
+  void resume_from(const std::filesystem::path& step_directory, const RunDirectory& run);
+  int run();
+
+ private:
+  const Recipe& recipe() const { return resolved_.values; }
+  void describe() const;
+  bool due(std::int64_t every) const;
+  StepReport train_step();
+  void require_finite(double value, const std::string& what, const std::string& where) const;
+  void validate_into(ordered_json& line, Progress& progress);
+  void sample(Progress& progress);
+  void write_checkpoint(Progress& progress);
+  void summarize() const;
+  double seconds() const { return state_.seconds + seconds_since(process_start_); }
+
+  ResolvedRecipe resolved_;
+  const Dataset& dataset_;
+  std::filesystem::path run_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  Gpt model_;
+  WindowSampler training_windows_;
+  std::optional<WindowSampler> validation_windows_;
+  CosineSchedule schedule_;
+  std::optional<AdamW> optimizer_;
+  TrainingState state_;  // seconds: those of earlier processes
+  std::optional<LineLog> metrics_, samples_;
+  std::filesystem::path last_checkpoint_;
+  double flops_per_token_ = 0.0;
+  double peak_flops_ = 0.0;
+  double step_seconds_ = 0.0;  // of all steps of this process but the first, which warms up
+  std::int64_t first_step_ = 0;
+  Clock::time_point process_start_ = Clock::now();
+};
+
+Trainer::Trainer(ResolvedRecipe resolved, const Dataset& dataset, at::Device device)
+    : resolved_(std::move(resolved)),
+      dataset_(dataset),
+      tokenizer_(dataset.tokenizer()),
+      model_(recipe().model),
+      training_windows_(dataset.train(), recipe().model.context, static_cast<std::uint64_t>(recipe().train.seed)),
+      schedule_{recipe().train.learning_rate, recipe().train.minimum_learning_rate, recipe().train.warmup_steps,
+                recipe().train.steps} {
+  if (dataset.validation().size() > 0) {
+    validation_windows_.emplace(dataset.validation(), recipe().model.context, std::nullopt);
+  }
+  const TrainSettings& train = recipe().train;
+  model_.to(device);
+  model_.set_precision(train.precision);
+  optimizer_.emplace(model_.parameters(),
+                     AdamWOptions{train.adam_beta1, train.adam_beta2, train.adam_epsilon, train.weight_decay});
+  flops_per_token_ = training_flops_per_token(model_);
+  peak_flops_ = measure_peak_flops(train.precision, device);
+}
+
+void Trainer::start_from_scratch(const RunDirectory& run) {
+  run_ = run.path();
+  model_.initialize(static_cast<std::uint64_t>(recipe().train.seed));
+  replace_file(run.recipe(), recipe_toml(resolved_));
+  metrics_.emplace(run.metrics(), 0);
+  samples_.emplace(run.samples(), 0);
+}
+
+void Trainer::resume_from(const std::filesystem::path& step_directory, const RunDirectory& run) {
+  run_ = run.path();
+  state_ = load_training_state(step_directory / "state.json", dataset_.description());
+  for (const std::string& line :
+       check_resumable(load_recipe(step_directory / "recipe.toml").values, recipe(), state_.step)) {
+    fmt::print(stderr, "{}\n", line);
+  }
+  load_parameters(step_directory / "model.safetensors", model_);
+  optimizer_->load(step_directory / "optimizer.safetensors", state_.step);
+  replace_file(run.recipe(), recipe_toml(resolved_));
+  metrics_.emplace(run.metrics(), state_.metrics_bytes);
+  samples_.emplace(run.samples(), state_.samples_bytes);
+  last_checkpoint_ = step_directory;
+  first_step_ = state_.step;
+  fmt::print(stderr, "resuming from {}\n", step_directory.string());
+}
+
+int Trainer::run() {
+  const StopSignal stop;
+  describe();
+  bool checkpoint_is_current = !last_checkpoint_.empty();
+  {
+    Progress progress(state_.step, recipe().last_step());
+    if (!checkpoint_is_current) {
+      ordered_json line = {{"step", 0}, {"tokens", 0}};
+      validate_into(line, progress);
+      metrics_->append(line);
+    }
+    while (state_.step < recipe().last_step() && StopSignal::requested() == 0) {
+      const StepReport report = train_step();
+      progress.step(report);
+      ordered_json line = {{"step", state_.step},
+                           {"tokens", state_.tokens},
+                           {"train_loss", report.loss},
+                           {"learning_rate", report.learning_rate},
+                           {"gradient_norm", report.gradient_norm},
+                           {"tokens_per_second", report.tokens_per_second},
+                           {"model_flops_utilization", report.model_flops_utilization},
+                           {"seconds", seconds()}};
+      if (due(recipe().validation.every)) validate_into(line, progress);
+      metrics_->append(line);
+      if (recipe().sample.every > 0 && due(recipe().sample.every)) sample(progress);
+      checkpoint_is_current = due(recipe().checkpoint.every);
+      if (checkpoint_is_current) write_checkpoint(progress);
+    }
+    if (!checkpoint_is_current) write_checkpoint(progress);
+  }
+  if (first_step_ == state_.step) fmt::print(stderr, "nothing to do: the run stands at step {}\n", state_.step);
+  summarize();
+  const int signal = StopSignal::requested();
+  return signal == 0 ? 0 : 128 + signal;
+}
+
+// The schedule's last step, not that of this process: stopping early leaves no trace in what is written.
+bool Trainer::due(std::int64_t every) const {
+  return (every > 0 && state_.step % every == 0) || state_.step == recipe().train.steps;
+}
+
+void Trainer::describe() const {
+  const Recipe& r = recipe();
+  const DatasetDescription& data = dataset_.description();
+  const ParameterCount count = model_.parameter_count();
+  const double epochs = static_cast<double>(r.train.steps * r.train.tokens_per_step) /
+                        static_cast<double>(training_windows_.windows_per_epoch() * r.model.context);
+  fmt::print(stderr, "{}\n", recipe_table(resolved_));
+  fmt::print(stderr, "data        {} tokens to train on ({:.2f} epochs), {} held out, tokenizer {}\n",
+             data.train_tokens, epochs, data.validation_tokens, data.tokenizer);
+  fmt::print(stderr, "parameters  {} = embedding {} + attention {} + MLP {} + head {} + norms {} + mechanism {}\n",
+             count.total, count.embedding, count.attention, count.mlp, count.head, count.norm, count.mechanism);
+  fmt::print(stderr, "step        {} tokens = {} x {} windows of {}\n", r.train.tokens_per_step, r.micro_steps(),
+             r.train.micro_batch, r.model.context);
+  fmt::print(stderr, "device      {}, {} CPU threads, {}\n", model_.device().str(),
+             set_training_threads(r.train.threads), to_string(r.train.precision));
+  fmt::print(stderr, "MFU         {:.4g} FLOP a token (6P + 3L(T+1)H(views*D + Dv)) of {:.1f} GFLOP/s, {}\n\n",
+             flops_per_token_, peak_flops_ / 1e9, peak_description(model_.device()));
+  if (!validation_windows_)
+    fmt::print(stderr, "warning: the dataset holds no validation tokens; val_loss is left out\n");
+}
+
+StepReport Trainer::train_step() {
+  const Recipe& r = recipe();
+  const Clock::time_point start = Clock::now();
+  const std::int64_t micro_steps = r.micro_steps();
+  at::Tensor loss_sum;
+  for (std::int64_t i = 0; i < micro_steps; ++i) {
+    const at::Tensor batch =
+        training_windows_.batch(state_.next_window + i * r.train.micro_batch, r.train.micro_batch).to(model_.device());
+    at::Tensor loss = model_.loss(batch.narrow(1, 0, r.model.context), batch.narrow(1, 1, r.model.context));
+    loss = loss / static_cast<double>(micro_steps);
+    loss.backward();
+    loss_sum = loss_sum.defined() ? loss_sum + loss.detach() : loss.detach();
+  }
+  StepReport report;
+  report.loss = loss_sum.item<double>();
+  const std::string where = fmt::format("in step {}: stopped before the update", state_.step + 1);
+  require_finite(report.loss, "loss", where);
+  report.gradient_norm = optimizer_->clip_gradients(r.train.gradient_clip);
+  require_finite(report.gradient_norm, "gradient norm", where);
+  report.learning_rate = schedule_.at(state_.step);
+  optimizer_->step(report.learning_rate);
+  model_.after_optimizer_step();
+  optimizer_->clear_gradients();
+
+  ++state_.step;
+  state_.tokens += r.train.tokens_per_step;
+  state_.next_window += micro_steps * r.train.micro_batch;
+  const double elapsed = seconds_since(start);
+  if (state_.step > first_step_ + 1) step_seconds_ += elapsed;
+  report.step = state_.step;
+  report.tokens_per_second = static_cast<double>(r.train.tokens_per_step) / elapsed;
+  report.model_flops_utilization = report.tokens_per_second * flops_per_token_ / peak_flops_;
+  return report;
+}
+
+void Trainer::require_finite(double value, const std::string& what, const std::string& where) const {
+  if (std::isfinite(value)) return;
+  throw DivergenceError(fmt::format("the {} is {} {}; {}", what, value, where,
+                                    last_checkpoint_.empty()
+                                        ? "there is no checkpoint yet"
+                                        : "the last good checkpoint is " + last_checkpoint_.string()));
+}
+
+void Trainer::validate_into(ordered_json& line, Progress& progress) {
+  if (!validation_windows_) return;
+  const std::int64_t wanted = recipe().validation.batches * recipe().train.tokens_per_step / recipe().model.context;
+  const std::int64_t windows = std::min(wanted, validation_windows_->windows_per_epoch());
+  const ValidationResult result = validate(model_, *validation_windows_, windows, recipe().train.micro_batch);
+  require_finite(result.loss, "validation loss", fmt::format("after step {}", state_.step));
+  line["val_loss"] = result.loss;
+  line["sparsity"] = result.statistics.sparsity();
+  line["empty_rows"] = result.statistics.empty_row_share();
+  progress.note(
+      fmt::format("step {}  validation loss {:.4f} nats per token ({} windows)", state_.step, result.loss, windows));
+}
+
+void Trainer::sample(Progress& progress) {
+  const SampleSettings& settings = recipe().sample;
+  std::vector<std::int32_t> prompt = {tokenizer_->end_of_text()};
+  const std::vector<std::int32_t> ids = tokenizer_->encode(settings.prompt);
+  prompt.insert(prompt.end(), ids.begin(), ids.end());
+  GenerationOptions options;
+  options.sampling.temperature = settings.temperature;
+  options.sampling.seed = static_cast<std::uint64_t>(recipe().train.seed + state_.step);
+  options.max_tokens = settings.tokens;
+  options.vocabulary = tokenizer_->vocabulary_size();
+  options.end_of_text = tokenizer_->end_of_text();
+  const std::string text = tokenizer_->decode(generate(model_, prompt, options));
+  samples_->append({{"step", state_.step}, {"prompt", settings.prompt}, {"text", text}});
+  // Escaped as JSON: whatever bytes a young model makes, the terminal sees one line of text.
+  const std::string shown =
+      ordered_json(settings.prompt + text).dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+  progress.note(fmt::format("step {}  sample {}", state_.step, shown));
+}
+
+void Trainer::write_checkpoint(Progress& progress) {
+  metrics_->sync();
+  samples_->sync();
+  TrainingState state = state_;
+  state.seconds = seconds();
+  state.metrics_bytes = metrics_->size();
+  state.samples_bytes = samples_->size();
+  CheckpointWriter writer(run_, state_.step);
+  save_model(writer.directory(), model_);
+  tokenizer_->save(writer.directory());
+  optimizer_->save(writer.directory() / "optimizer.safetensors");
+  save_training_state(writer.directory() / "state.json", state, dataset_.description());
+  write_file_durably(writer.directory() / "recipe.toml", recipe_toml(resolved_));
+  writer.commit();
+  last_checkpoint_ = checkpoint_directory(run_, state_.step);
+  remove_old_checkpoints(run_, recipe().checkpoint.keep);
+  progress.note(fmt::format("step {}  wrote {}", state_.step, last_checkpoint_.string()));
+}
+
+void Trainer::summarize() const {
+  const std::int64_t timed_steps = state_.step - first_step_ - 1;
+  if (timed_steps > 0) {
+    const double mean = step_seconds_ / static_cast<double>(timed_steps);
+    fmt::print(stderr, "{} steps, {:.1f} ms each ({:.0f} tokens/s) without the first; {} in all\n",
+               state_.step - first_step_, 1e3 * mean, static_cast<double>(recipe().train.tokens_per_step) / mean,
+               duration_text(seconds_since(process_start_)));
+  }
+  if (StopSignal::requested() != 0) {
+    fmt::print(stderr, "stopped at step {} of {}; the same command with --resume goes on\n", state_.step,
+               recipe().train.steps);
+  }
+  fmt::print("{}\n", last_checkpoint_.string());
+}
+
+void resolve_vocabulary(ResolvedRecipe& recipe, const Dataset& dataset) {
+  std::int64_t& vocabulary = recipe.values.model.vocabulary;
+  const DatasetDescription& description = dataset.description();
+  if (vocabulary == 0) {
+    vocabulary = dataset.tokenizer()->padded_vocabulary_size();
+    recipe.origins["model.vocabulary"] = "dataset";
+  }
+  if (vocabulary < description.vocabulary_size) {
+    throw Error(fmt::format("model.vocabulary is {}, expected at least the {} ids of the dataset {}", vocabulary,
+                            description.vocabulary_size, dataset.directory().string()),
+                "leave it out to take the dataset's");
+  }
+}
+
+}  // namespace
+
+int train(const TrainingRequest& request) {
+  require_single_process();
+  ResolvedRecipe recipe = load_recipe(request.recipe, request.overrides);
+  const at::Device device = choose_training_device(recipe.values.train.device);
+  require_usable_output(request.output, request.resume);
+  const Dataset dataset(recipe.values.data.path);
+  resolve_vocabulary(recipe, dataset);
+  set_training_threads(recipe.values.train.threads);
+
+  Trainer trainer(std::move(recipe), dataset, device);
+
+  const RunDirectory run(request.output, request.resume);
+  remove_unfinished_checkpoints(run.path());
+  if (const auto checkpoint = run.newest_checkpoint()) {
+    trainer.resume_from(*checkpoint, run);
+  } else {
+    trainer.start_from_scratch(run);
+  }
+  return trainer.run();
+}
+
+}  // namespace tda

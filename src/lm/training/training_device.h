@@ -1,0 +1,21 @@
+// Where training computes, and with how many CPU threads.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <string>
+
+namespace tda {
+
+// `name` is auto, cpu or cuda. auto takes a GPU when this program has CUDA kernels and the machine a GPU. Throws Error
+// when cuda is asked for and not there.
+at::Device choose_training_device(const std::string& name);
+
+// 0 leaves LibTorch's choice. Returns the number in use.
+int set_training_threads(std::int64_t threads);
+
+// This program trains with one process; throws Error under a launcher that started more.
+void require_single_process();
+
+}  // namespace tda
