@@ -1,0 +1,89 @@
+"""Small trained runs that the tests of the command line share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+Tda = Callable[..., subprocess.CompletedProcess[str]]
+
+RECIPE = """
+[model]
+mechanism = "{mechanism}"
+layers = 2
+heads = 2
+width = 32
+context = 64
+vocabulary = 320
+beta = 0.4
+
+[data]
+path = "{data}"
+
+[train]
+steps = 6
+tokens_per_step = 256
+micro_batch = 2
+learning_rate = 1e-2
+minimum_learning_rate = 1e-3
+warmup_steps = 2
+precision = "fp32"
+device = "cpu"
+
+[validation]
+every = 3
+batches = 1
+
+[checkpoint]
+every = 3
+keep = 2
+"""
+
+
+def binary() -> Path:
+    return Path(os.environ.get("TDA_BINARY", Path(__file__).parents[2] / "build" / "tda"))
+
+
+@pytest.fixture(scope="session")
+def run_tda() -> Tda:
+    """Runs build/tda; fails unless it exits with `code`."""
+
+    def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command: Sequence[str] = [str(binary()), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        assert done.returncode == code, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@dataclass(frozen=True)
+class SmallRuns:
+    softmax: Path
+    tda: Path
+    text: Path  # held out
+
+
+@pytest.fixture(scope="session")
+def small_runs(tmp_path_factory: pytest.TempPathFactory, run_tda: Tda) -> SmallRuns:
+    """A softmax and a TDA model of two layers, six steps old."""
+    folder = tmp_path_factory.mktemp("small_runs")
+    lines = [f"The {word} of number {n} went up to the hill.\n" for n in range(80) for word in ("king", "fox", "ship")]
+    (folder / "train.txt").write_text("".join(lines[:-30]))
+    text = folder / "held-out.txt"
+    text.write_text("".join(lines[-30:]))
+    data = folder / "data"
+    run_tda(
+        *("data", "prepare", "--tokenizer", "byte", "--output", data),
+        *("--input", folder / "train.txt", "--validation", text),
+    )
+    for mechanism in ("softmax", "tda"):
+        recipe = folder / f"{mechanism}.toml"
+        recipe.write_text(RECIPE.format(mechanism=mechanism, data=data))
+        run_tda("train", recipe, "--output", folder / mechanism)
+    return SmallRuns(folder / "softmax", folder / "tda", text)
