@@ -26,7 +26,7 @@ std::size_t attention_forward_workspace_bytes(const AttentionShape& shape, const
 }
 
 std::size_t attention_backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
-  return needs_memory(shape, options) ? std::size_t{0} : 0;
+  return needs_memory(shape, options) ? cpu::backward_workspace_bytes(shape, options) : 0;
 }
 
 Status attention_forward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
@@ -59,9 +59,9 @@ Status attention_backward(const AttentionShape& shape, const AttentionOptions& o
   if (Status status = validate_inputs(shape, options, inputs); !status.ok()) return status;
   if (d_output.data == nullptr) return {"d_output is null, expected a tensor"};
   if (survivor_index == nullptr) return {"survivor_index is null, expected what attention_forward wrote"};
-  const std::size_t needed = 0;
+  const std::size_t needed = cpu::backward_workspace_bytes(shape, options);
   if (Status status = validate_buffer("workspace", workspace, workspace_bytes, needed, 64); !status.ok()) return status;
-  reference_backward(shape, options, inputs, d_output, outputs);
+  cpu::backward(shape, options, inputs, d_output, survivor_index, outputs, workspace);
   return {};
 }
 

@@ -113,7 +113,7 @@ HeadMatrices head_matrices(const HeadInputs& in) {
     const std::int64_t position = s.key_length - s.query_length + i;
     const double c = reference_threshold_scale(position, s.head_dim, in.test_case.options.kappa);
     const double tau = threshold(in.test_case, in.head, i);
-    double row_g = 0.0, row_g_exact = 0.0, row_lambda = 0.0, row_lambda_exact = 0.0;
+    double row_g = 0.0, row_lambda = 0.0;
     for (std::int64_t j = 0; j <= position; ++j) {
       const auto ij = static_cast<std::size_t>(i * s.key_length + j);
       const double* du = in.du[i];
@@ -137,15 +137,14 @@ HeadMatrices head_matrices(const HeadInputs& in) {
         const double w = view == 0 ? 1.0 : -lambda;
         m.g[view][ij] = round_to(type, round_to(type, w * dp) * rounded[view].slope);
         row_g += m.g[view][ij];
-        row_g_exact += w * dp_exact * exact[view].slope;
+        m.dbeta_error += c * std::fabs(m.g[view][ij] - w * dp_exact * exact[view].slope);
       }
-      row_lambda -= round_to(type, rounded[1].a * dp);
-      row_lambda_exact -= exact[1].a * dp_exact;
+      const double term = round_to(type, rounded[1].a * dp);
+      row_lambda -= term;
+      m.dlambda_error += std::fabs(term - exact[1].a * dp_exact);
     }
     m.dbeta -= c * row_g;
-    m.dbeta_error += c * std::fabs(row_g - row_g_exact);
     m.dlambda += row_lambda;
-    m.dlambda_error += std::fabs(row_lambda - row_lambda_exact);
   }
   return m;
 }

@@ -9,7 +9,7 @@ namespace tda::test {
 
 struct NaiveResults {
   Results results;
-  // Sum over rows of |row's term of dbeta (dlambda), rounded - exact|, per head. A head has one number only, whose
+  // Sum over pairs of |pair's term of dbeta (dlambda), rounded - exact|, per head. A head has one number only, whose
   // rounding errors may cancel by luck; this is its error without that luck.
   std::vector<double> dbeta_error, dlambda_error;
 };

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "naive_attention.h"
+#include "naive_error.h"
 
 namespace tda::test {
 
@@ -18,7 +19,7 @@ testing::AssertionResult follows_rule(DataType type, const std::vector<double>& 
 
 // Output, and every gradient that both hold.
 void expect_follows_rule(const AttentionCase& test_case, const Results& ours, const Results& reference,
-                         const NaiveResults& naive);
+                         const NaiveError& naive);
 
 // Half the width of the band around tau inside which rounding may decide whether a pair survives, for scores of unit
 // vectors: 1.5e-3 (bf16), 2e-4 (fp16), 1e-5 (fp32), 1e-12 (fp64) at head_dim 64. The rounding errors of a score add up

@@ -65,11 +65,8 @@ class ForwardUnit {
   }
 
   void prepare_queries() {
-    const float beta = problem_.beta(head_);
-    for (std::int64_t i = 0; i < rows_; ++i) {
-      scratch_.tau[i] = static_cast<float>(beta * shared_.threshold_scale[first_row_ + i]);
-    }
-    for (std::int64_t i = rows_; i < blocks_ * kBlock; ++i) scratch_.tau[i] = 0.0f;
+    split_thresholds(problem_.beta(head_), shared_.threshold_scale + first_row_, rows_, scratch_.tau, scratch_.tau_low);
+    for (std::int64_t i = rows_; i < blocks_ * kBlock; ++i) scratch_.tau[i] = scratch_.tau_low[i] = 0.0f;
     for (std::int64_t block = 0; block < blocks_; ++block) {
       for (int v = 0; v < views_; ++v) prepare_query_block(v, block);
       scratch_.touched[block] = 0;
@@ -216,7 +213,7 @@ class ForwardUnit {
       problem_.simd.inverse_norms(rows, count, plan_.head_dim, problem_.options.normalize, inverse, low);
       problem_.simd.unit_rows(rows, count, plan_.head_dim, inverse, low, scratch_.rows_fp32, plan_.head_dim);
       std::fill(scratch_.rows_fp32 + count * plan_.head_dim, scratch_.rows_fp32 + kBlock * plan_.head_dim, 0.0f);
-      transpose_lanes(scratch_.rows_fp32, plan_.head_dim, plan_.head_dim, queries);
+      transpose_lanes(scratch_.rows_fp32, plan_.head_dim, kBlock, plan_.head_dim, queries);
     }
     return queries;
   }
@@ -296,7 +293,7 @@ class ForwardUnit {
     arguments.allowed = allowed_;
     arguments.row_scale = s.key_scale + tile * kBlock;
     arguments.lane_scale = s.lane_scale + block * kBlock;
-    arguments.lane_tau = scratch_.tau + block * kBlock;
+    arguments.lane_tau = {scratch_.tau + block * kBlock, scratch_.tau_low + block * kBlock};
     arguments.power = power_;
     if (dense_[v]) {
       const float* keys = unit_keys(v, tile, (1u << divide_up(tile_keys, kSlice)) - 1);

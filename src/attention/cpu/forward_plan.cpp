@@ -49,6 +49,7 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& 
     s.masks = arena.take<std::uint64_t>(kBlock);
   }
   tau = arena.take<float>(rows);
+  tau_low = arena.take<float>(rows);
   accumulator = arena.take<float>(rows * plan.value_stride);
   transposed_accumulator = arena.take<float>(plan.engine_scores ? rows * plan.value_stride : 0);
   touched = arena.take<std::uint8_t>(blocks);

@@ -45,7 +45,7 @@ struct ForwardScratch {
   ForwardScratch(const ForwardPlan& plan, const AttentionOptions& options, void* base);
 
   ViewScratch view[2];
-  float* tau;                        // [rows]
+  float *tau, *tau_low;              // [rows]
   float* accumulator;                // [rows][value_stride]
   float* transposed_accumulator;     // [blocks][value_stride][64], products of the engine
   std::uint8_t* touched;             // [blocks] bit 0: accumulator, bit 1: transposed_accumulator

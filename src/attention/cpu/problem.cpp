@@ -35,6 +35,14 @@ void threshold_scales(const Problem& problem, std::int64_t first, std::int64_t c
   }
 }
 
+void split_thresholds(float beta, const double* scales, std::int64_t count, float* high, float* low) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double tau = static_cast<double>(beta) * scales[i];
+    high[i] = static_cast<float>(tau);
+    low[i] = static_cast<float>(tau - static_cast<double>(high[i]));
+  }
+}
+
 std::uint64_t lanes_seeing_key(std::int64_t first_position, int query_count, std::int64_t key) {
   const std::uint64_t exist = query_count >= 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << query_count) - 1;
   const std::int64_t first = key - first_position;  // lanes below it stand before the key
@@ -59,11 +67,11 @@ void zero_rows(DataType type, void* data, std::int64_t row_stride, std::int64_t 
     std::memset(row + i * row_stride * bytes, 0, static_cast<std::size_t>(dim * bytes));
 }
 
-void transpose_lanes(const float* from, std::ptrdiff_t from_stride, int dim, float* to) {
+void transpose_lanes(const float* from, std::ptrdiff_t from_stride, int lanes, int dim, float* to) {
   // Eight columns at a time: each cache line of `from` is then read twice, not sixteen times.
   for (int first = 0; first < dim; first += 8) {
     const int last = std::min(first + 8, dim);
-    for (int lane = 0; lane < kBlock; ++lane) {
+    for (int lane = 0; lane < lanes; ++lane) {
       for (int d = first; d < last; ++d) to[d * kBlock + lane] = from[lane * from_stride + d];
     }
   }

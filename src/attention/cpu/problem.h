@@ -104,6 +104,9 @@ void split_scale(const float* inverse, std::int64_t count, float* scale, float* 
 // c_n for `count` rows from `first`: sqrt(2 max(0, ln((n + 1) / kappa)) / D), in double.
 void threshold_scales(const Problem& problem, std::int64_t first, std::int64_t count, double* scales);
 
+// tau = beta * scale for `count` rows, as high + low.
+void split_thresholds(float beta, const double* scales, std::int64_t count, float* high, float* low);
+
 // Lanes of 64 queries (from row `first_row`, `query_count` of them) that may see key `key`, and lanes of 64 keys that a
 // query may see.
 std::uint64_t lanes_seeing_key(std::int64_t first_position, int query_count, std::int64_t key);
@@ -112,8 +115,8 @@ std::uint64_t lanes_seen_by(std::int64_t position, std::int64_t first_key, int k
 // Zeroes `count` rows of an output.
 void zero_rows(DataType type, void* data, std::int64_t row_stride, std::int64_t count, std::int64_t dim);
 
-// to[d][lane] = from[lane][d] for 64 lanes.
-void transpose_lanes(const float* from, std::ptrdiff_t from_stride, int dim, float* to);
+// to[d][lane] = from[lane][d]; `to` has a row stride of 64.
+void transpose_lanes(const float* from, std::ptrdiff_t from_stride, int lanes, int dim, float* to);
 
 // Element offset of (head, row) in an output, and its address.
 void* output_row(const Problem& problem, const Tensor& tensor, std::int64_t heads_per_batch, std::int64_t head,

@@ -18,7 +18,7 @@ namespace tda::cpu {
 
 inline constexpr int kBlock = 64;  // queries of a block, lanes of a tile
 inline constexpr int kSlice = 16;  // keys of a slice: the survivor index has one bit per kBlock x kSlice pairs
-inline constexpr int kSegment = 32;
+inline constexpr int kSegment = 8;
 inline constexpr int kGroups = kBlock / kSlice;  // groups of 16 lanes in a tile
 
 // Rows of a matrix as they lie in memory; `stride` counts elements. Padded to a multiple of 16 columns unless stated.
@@ -41,6 +41,12 @@ struct PowerRule {
 };
 PowerRule make_power_rule(double power);
 
+// tau = high + low, because rounding tau to fp32 would shift weights that are a small r to a power.
+struct Threshold {
+  const float* high = nullptr;
+  const float* low = nullptr;
+};
+
 // One tile's way from raw scores <x, y> to weights: s = (raw * row_scale) * lane_scale, r = s - tau.
 struct WeighArguments {
   const std::uint8_t* rows = nullptr;  // the rows to visit, ascending
@@ -49,8 +55,7 @@ struct WeighArguments {
   const std::uint64_t* allowed = nullptr;  // per row: lanes that causality and the shape allow; null: all
   const float* row_scale = nullptr;        // per row: 1/|y|
   const float* lane_scale = nullptr;       // per lane: 1/|x|
-  const float* row_tau = nullptr;          // exactly one of the two is set
-  const float* lane_tau = nullptr;
+  Threshold row_tau, lane_tau;             // exactly one of the two is set
   PowerRule power;
 };
 
@@ -125,7 +130,7 @@ struct SimdKernels {
   // to = (gradient - <gradient, unit> unit) * inverse with unit = x * inverse: the backward of the L2 norm, in place.
   // Rows at or below the norm floor (inverse = 1e12) keep only the scaling.
   void (*normalize_backward)(float* gradient, std::ptrdiff_t gradient_stride, Rows x, int count, int dim,
-                             const float* inverse);
+                             const float* inverse, const float* low);
 };
 
 // The widest table that this CPU runs, or the one that `name` ("avx3", "avx2", "sse4", "baseline") asks for; null

@@ -260,24 +260,24 @@ bool AllFinite(Rows rows, int count, int dim) {
 
 template <typename Element>
 void NormalizeBackwardOf(float* gradient, std::ptrdiff_t gradient_stride, const Element* x, std::ptrdiff_t x_stride,
-                         int count, int dim, const float* inverse) {
+                         int count, int dim, const float* inverse, const float* low) {
   const F32 d;
   // 1e12 is the clamped inverse; a row that lies exactly on the floor is treated as below it.
   constexpr float kFloorInverse = 1e12f;
   for (int r = 0; r < count; ++r, gradient += gradient_stride, x += x_stride) {
-    const VF scale = hn::Set(d, inverse[r]);
+    const VF scale = hn::Set(d, inverse[r]), rest = hn::Set(d, low[r]);
     VF projection = hn::Zero(d);
     if (inverse[r] < kFloorInverse) {
       VF sum = hn::Zero(d);
       for (int c = 0; c < dim; c += kLanes) {
         const VF value = c + kLanes <= dim ? LoadAsFloat(x + c) : LoadPartial(x + c, dim - c);
-        sum = hn::MulAdd(hn::Mul(value, scale), hn::LoadU(d, gradient + c), sum);
+        sum = hn::MulAdd(hn::MulAdd(value, scale, hn::Mul(value, rest)), hn::LoadU(d, gradient + c), sum);
       }
       projection = hn::SumOfLanes(d, sum);
     }
     for (int c = 0; c < dim; c += kLanes) {
       const VF value = c + kLanes <= dim ? LoadAsFloat(x + c) : LoadPartial(x + c, dim - c);
-      const VF unit = hn::Mul(value, scale);
+      const VF unit = hn::MulAdd(value, scale, hn::Mul(value, rest));
       const VF g = hn::LoadU(d, gradient + c);
       hn::StoreU(hn::Mul(hn::NegMulAdd(projection, unit, g), scale), d, gradient + c);
     }
@@ -285,9 +285,10 @@ void NormalizeBackwardOf(float* gradient, std::ptrdiff_t gradient_stride, const 
 }
 
 void NormalizeBackward(float* gradient, std::ptrdiff_t gradient_stride, Rows x, int count, int dim,
-                       const float* inverse) {
+                       const float* inverse, const float* low) {
   WithElement(x.type, [&](auto* tag) {
-    NormalizeBackwardOf(gradient, gradient_stride, static_cast<decltype(tag)>(x.data), x.stride, count, dim, inverse);
+    NormalizeBackwardOf(gradient, gradient_stride, static_cast<decltype(tag)>(x.data), x.stride, count, dim, inverse,
+                        low);
   });
 }
 

@@ -67,13 +67,18 @@ int WeighAs(const WeighArguments& in, float* scores, float* derivative, std::uin
     for (int v = 0; v < kGroupVectors; ++v) {
       const int lane = group * kSlice + v * kLanes;
       const VF lane_scale = hn::LoadU(d, in.lane_scale + lane);
-      VF tau = in.lane_tau != nullptr ? hn::LoadU(d, in.lane_tau + lane) : hn::Zero(d);
+      const bool by_row = in.row_tau.high != nullptr;
+      VF tau = by_row ? hn::Zero(d) : hn::LoadU(d, in.lane_tau.high + lane);
+      VF tau_low = by_row ? hn::Zero(d) : hn::LoadU(d, in.lane_tau.low + lane);
       for (int index = 0; index < in.row_count; ++index) {
         const int row = in.rows[index];
         float* at = scores + row * kBlock + lane;
-        if (in.row_tau != nullptr) tau = hn::Set(d, in.row_tau[row]);
+        if (by_row) {
+          tau = hn::Set(d, in.row_tau.high[row]);
+          tau_low = hn::Set(d, in.row_tau.low[row]);
+        }
         const VF s = hn::Mul(hn::Mul(hn::LoadU(d, at), hn::Set(d, in.row_scale[row])), lane_scale);
-        const VF r = hn::Sub(s, tau);
+        const VF r = hn::Sub(hn::Sub(s, tau), tau_low);
         // A NaN score, that is a NaN or Inf in q or k, counts as a survivor and so reaches everything it touches.
         MF live = hn::Not(hn::Le(r, hn::Zero(d)));
         if (in.allowed != nullptr) live = hn::And(live, MaskOf(in.allowed[row] >> lane));
