@@ -53,4 +53,18 @@ at::Tensor differential_threshold_rela(const at::Tensor& q1, const at::Tensor& k
   return std::get<0>(two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, false));
 }
 
+OutputAndSurvivors threshold_rela_with_survivors(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                                 const at::Tensor& beta, const ThresholdOptions& o) {
+  auto [output, survivors] = one_view(q, k, v, beta, o.kappa, o.power, o.normalize, true);
+  return {output, survivors};
+}
+
+OutputAndSurvivors differential_threshold_rela_with_survivors(const at::Tensor& q1, const at::Tensor& k1,
+                                                              const at::Tensor& q2, const at::Tensor& k2,
+                                                              const at::Tensor& v, const at::Tensor& lambda,
+                                                              const at::Tensor& beta, const ThresholdOptions& o) {
+  auto [output, survivors] = two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, true);
+  return {output, survivors};
+}
+
 }  // namespace tda

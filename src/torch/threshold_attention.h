@@ -26,4 +26,20 @@ TDA_PUBLIC at::Tensor differential_threshold_rela(const at::Tensor& q1, const at
                                                   const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lambda,
                                                   const at::Tensor& beta, const ThresholdOptions& options = {});
 
+// The same with int32 (B, H_q, T_q): per row, the pairs with a non-zero weight in any view.
+struct OutputAndSurvivors {
+  at::Tensor output;
+  at::Tensor survivors;
+};
+
+TDA_PUBLIC OutputAndSurvivors threshold_rela_with_survivors(const at::Tensor& q, const at::Tensor& k,
+                                                            const at::Tensor& v, const at::Tensor& beta,
+                                                            const ThresholdOptions& options = {});
+
+TDA_PUBLIC OutputAndSurvivors differential_threshold_rela_with_survivors(const at::Tensor& q1, const at::Tensor& k1,
+                                                                         const at::Tensor& q2, const at::Tensor& k2,
+                                                                         const at::Tensor& v, const at::Tensor& lambda,
+                                                                         const at::Tensor& beta,
+                                                                         const ThresholdOptions& options = {});
+
 }  // namespace tda
