@@ -124,9 +124,9 @@ function drawLoss() {
     const train = series(run, 'train_bits_per_byte');
     const validation = series(run, 'val_bits_per_byte');
     finals.push(...train.y.slice(-1), ...validation.y);
-    traces.push({...train, mode: 'lines', name: `${escaped(run.name)}, training`, opacity: 0.5,
+    traces.push({...train, mode: 'lines', name: `${escaped(run.name)}, training`, opacity: 0.5, showlegend: false,
                  line: {color: run.colour, width: 1}, hovertemplate: 'step %{x}: %{y:.3f}'});
-    traces.push({...validation, mode: 'lines+markers', name: `${escaped(run.name)}, held out`,
+    traces.push({...validation, mode: 'lines+markers', name: escaped(run.name),
                  line: {color: run.colour, width: 2}, marker: {size: 6}, hovertemplate: 'step %{x}: %{y:.3f}'});
   }
   if (!finals.length) {
@@ -154,9 +154,9 @@ function drawSparsityHistory() {
   for (const run of runs) {
     const zeros = series(run, 'sparsity');
     if (!zeros.x.length) continue;
-    traces.push({...zeros, mode: 'lines', name: `${escaped(run.name)}, exact zeros`, line: {color: run.colour, width: 2},
+    traces.push({...zeros, mode: 'lines', name: escaped(run.name), line: {color: run.colour, width: 2},
                  hovertemplate: 'step %{x}: %{y:.2%}'});
-    traces.push({...series(run, 'empty_rows'), mode: 'lines', name: `${escaped(run.name)}, empty rows`,
+    traces.push({...series(run, 'empty_rows'), mode: 'lines', name: `${escaped(run.name)}, empty rows`, showlegend: false,
                  line: {color: run.colour, width: 2, dash: 'dot'}, hovertemplate: 'step %{x}: %{y:.2%}'});
   }
   Plotly.newPlot('sparsity-history-chart', traces, baseLayout({
@@ -214,7 +214,7 @@ function drawLayers() {
     });
     Plotly.newPlot(byId('layer-charts').children[place], traces, baseLayout({
       title: {text: measure.label, font: {size: 15}, x: 0.02, xanchor: 'left', y: 0.97}, height: 290,
-      margin: {l: 52, r: 10, t: 62, b: 40}, xaxis: axis('layer', {dtick: 1}),
+      margin: {l: 52, r: 10, t: 62, b: 40}, showlegend: runs.length <= 4, xaxis: axis('layer', {dtick: 1}),
       yaxis: axis('', measure.share ? {range: [-0.03, 1.03], tickformat: '.0%'} : {rangemode: 'tozero'}),
     }), plotConfig);
   });
