@@ -18,7 +18,8 @@ int run_analyze(const AnalysisRequest& request) {
   fmt::print("{}", results_table(report));
   for (const nlohmann::json& run : report.at("runs")) {
     const nlohmann::json& sample = run.at("sample");
-    fmt::print("\n{} writes: {}[{}]\n", run.at("name").get<std::string>(), sample.at("prompt").get<std::string>(),
+    const std::string prompt = sample.at("prompt").get<std::string>();
+    fmt::print("\n{} continues \"{}\":\n{}{}\n", run.at("name").get<std::string>(), prompt, prompt,
                sample.at("text").get<std::string>());
   }
   fmt::print("\nwritten: {}, {}\n", (request.output / "analysis.json").string(),

@@ -134,7 +134,7 @@ function drawLoss() {
     return;
   }
   const xz = report.text.xz_bits_per_byte;
-  const lowest = Math.min(...finals);
+  const lowest = Math.min(...finals, xz ?? Infinity);
   // The first steps fall from 8 bits; showing them would flatten everything that follows.
   const top = Math.max(2.2 * lowest, xz ? 1.25 * xz : 0);
   const layout = baseLayout({
