@@ -2,7 +2,7 @@
 //
 // The largest error of a tensor with few elements, or with few survivors, is a matter of luck: a draw may come out
 // several times too small. Small cases are therefore drawn again with v and d_output (and, where that moves no score
-// across its threshold, q and k) times 1.25, 1.5 and 1.75, which rounds everything anew; the largest error counts.
+// across its threshold, q and k) times 1.125 to 1.875, which rounds everything anew; the largest error counts.
 #pragma once
 
 #include "attention_case.h"
