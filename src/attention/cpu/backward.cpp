@@ -95,7 +95,6 @@ class GradientWorker {
     begin_sums();
     const std::int64_t offset = key_head * problem_.shape.key_length + first;
     for (std::int64_t head = first_head; head < first_head + group; ++head) {
-      if (pending_ != 0) flush();
       for (std::int64_t query_block = first_query / kBlock; query_block < plan_.query_blocks; ++query_block) {
         unsigned live[2] = {0, 0};
         for (int v = 0; v < call_.views(); ++v) {

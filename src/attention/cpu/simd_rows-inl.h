@@ -258,6 +258,7 @@ bool AllFinite(Rows rows, int count, int dim) {
   return finite;
 }
 
+// In double: the component along x, which is taken out, may be much larger than what remains.
 template <typename Element>
 void NormalizeBackwardOf(float* gradient, std::ptrdiff_t gradient_stride, const Element* x, std::ptrdiff_t x_stride,
                          int count, int dim, const float* inverse, const float* low) {
@@ -265,21 +266,21 @@ void NormalizeBackwardOf(float* gradient, std::ptrdiff_t gradient_stride, const 
   // 1e12 is the clamped inverse; a row that lies exactly on the floor is treated as below it.
   constexpr float kFloorInverse = 1e12f;
   for (int r = 0; r < count; ++r, gradient += gradient_stride, x += x_stride) {
-    const VF scale = hn::Set(d, inverse[r]), rest = hn::Set(d, low[r]);
-    VF projection = hn::Zero(d);
-    if (inverse[r] < kFloorInverse) {
-      VF sum = hn::Zero(d);
-      for (int c = 0; c < dim; c += kLanes) {
-        const VF value = c + kLanes <= dim ? LoadAsFloat(x + c) : LoadPartial(x + c, dim - c);
-        sum = hn::MulAdd(hn::MulAdd(value, scale, hn::Mul(value, rest)), hn::LoadU(d, gradient + c), sum);
-      }
-      projection = hn::SumOfLanes(d, sum);
+    const double scale = static_cast<double>(inverse[r]) + static_cast<double>(low[r]);
+    const auto load = [&](int c) { return c + kLanes <= dim ? LoadAsFloat(x + c) : LoadPartial(x + c, dim - c); };
+    VD along = hn::Zero(F64());  // <x, gradient>
+    for (int c = 0; inverse[r] < kFloorInverse && c < dim; c += kLanes) {
+      const VF value = load(c), g = hn::LoadU(d, gradient + c);
+      along = hn::MulAdd(LowerAsDouble(value), LowerAsDouble(g), along);
+      along = hn::MulAdd(UpperAsDouble(value), UpperAsDouble(g), along);
     }
+    const VD factor = hn::Set(F64(), scale);
+    const VD projection = hn::Mul(hn::SumOfLanes(F64(), along), hn::Set(F64(), scale * scale));
     for (int c = 0; c < dim; c += kLanes) {
-      const VF value = c + kLanes <= dim ? LoadAsFloat(x + c) : LoadPartial(x + c, dim - c);
-      const VF unit = hn::MulAdd(value, scale, hn::Mul(value, rest));
-      const VF g = hn::LoadU(d, gradient + c);
-      hn::StoreU(hn::Mul(hn::NegMulAdd(projection, unit, g), scale), d, gradient + c);
+      const VF value = load(c), g = hn::LoadU(d, gradient + c);
+      const VD lower = hn::Mul(hn::NegMulAdd(projection, LowerAsDouble(value), LowerAsDouble(g)), factor);
+      const VD upper = hn::Mul(hn::NegMulAdd(projection, UpperAsDouble(value), UpperAsDouble(g)), factor);
+      hn::StoreU(JoinAsFloat(upper, lower), d, gradient + c);
     }
   }
 }

@@ -40,7 +40,8 @@ HWY_INLINE void Power(VF r, VF power, VF& weight, VF& derivative) {
     derivative = hn::Add(r, r);
   } else if constexpr (kKind == PowerRule::kThree) {
     const VF square = hn::Mul(r, r);
-    weight = hn::Mul(square, r);
+    // With the rounding error of the square, so that the cube is rounded once.
+    weight = hn::MulAdd(square, r, hn::Mul(hn::MulSub(r, r, square), r));
     derivative = hn::Mul(hn::Set(d, 3.0f), square);
   } else if constexpr (kKind == PowerRule::kThreeHalves) {
     const VF root = hn::Sqrt(r);
