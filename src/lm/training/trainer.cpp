@@ -311,6 +311,7 @@ void resolve_vocabulary(ResolvedRecipe& recipe, const Dataset& dataset) {
 
 int train(const TrainingRequest& request) {
   require_single_process();
+  use_huge_pages();
   ResolvedRecipe recipe = load_recipe(request.recipe, request.overrides);
   const at::Device device = choose_training_device(recipe.values.train.device);
   require_usable_output(request.output, request.resume);

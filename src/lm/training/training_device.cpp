@@ -37,6 +37,8 @@ int set_training_threads(std::int64_t threads) {
   return at::get_num_threads();
 }
 
+void use_huge_pages() { ::setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0); }
+
 void require_single_process() {
   const char* world_size = std::getenv("WORLD_SIZE");
   if (world_size == nullptr || std::string_view(world_size) == "1") return;
