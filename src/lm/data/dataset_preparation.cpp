@@ -175,9 +175,8 @@ DatasetDescription prepare_dataset(const DatasetPreparation& preparation,
   }
   writer.close();
   report(writer.progress());
-  const DatasetDescription description{tokenizer->name(),          tokenizer->vocabulary_size(),
-                                       tokenizer->end_of_text(),   writer.train_tokens(),
-                                       writer.validation_tokens(), writer.progress().documents};
+  DatasetDescription description{tokenizer->name(),     tokenizer->vocabulary_size(), tokenizer->end_of_text(),
+                                 writer.train_tokens(), writer.validation_tokens(),   writer.progress().documents};
   tokenizer->save(folder.directory());
   write_description(folder.directory() / "dataset.json", description, sources, preparation.validation_fraction);
   folder.commit();
