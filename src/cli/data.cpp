@@ -3,17 +3,15 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <memory>
 
 #include "cli/command.h"
 #include "lm/data/dataset_preparation.h"
+#include "lm/training/stop_signal.h"
 
 namespace tda {
 namespace {
-
-volatile std::sig_atomic_t stop_signal = 0;
 
 struct Stopped {};
 
@@ -44,12 +42,12 @@ class ProgressLine {
 };
 
 int run_prepare(const DatasetPreparation& preparation) {
-  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int caught) { stop_signal = caught; });
+  const StopSignal stop;
   ProgressLine line;
   PreparationProgress last;
   try {
     const DatasetDescription dataset = prepare_dataset(preparation, [&](const PreparationProgress& progress) {
-      if (stop_signal != 0) throw Stopped{};
+      if (StopSignal::requested() != 0) throw Stopped{};
       line.update(progress);
       last = progress;
     });
@@ -59,7 +57,7 @@ int run_prepare(const DatasetPreparation& preparation) {
                dataset.tokenizer);
   } catch (const Stopped&) {
     fmt::print(stderr, "\nstopped; nothing was written\n");
-    return 128 + stop_signal;
+    return 128 + StopSignal::requested();
   }
   return 0;
 }

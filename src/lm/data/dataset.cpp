@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <regex>
+#include <string_view>
 #include <vector>
 
 #include "lm/error.h"
@@ -17,12 +17,21 @@ namespace fs = std::filesystem;
 
 constexpr const char* kPrepareHint = "`tda data prepare --tokenizer byte --input TEXT --output DIR` makes a dataset";
 
-// llm.c puts a name before the split ("edu_fineweb_train_000001.bin"); `tda data prepare` does not.
+// SPLIT_NUMBER.bin; llm.c puts a name before it ("edu_fineweb_train_000001.bin"), `tda data prepare` does not.
+bool is_shard(std::string_view name, const std::string& split) {
+  constexpr std::string_view kExtension = ".bin";
+  if (!name.ends_with(kExtension)) return false;
+  name.remove_suffix(kExtension.size());
+  const size_t number = name.find_last_not_of("0123456789") + 1;
+  if (number == name.size()) return false;
+  name = name.substr(0, number);
+  return name == split + "_" || name.ends_with("_" + split + "_");
+}
+
 std::vector<fs::path> find_shards(const fs::path& directory, const std::string& split) {
-  const std::regex pattern("(.*_)?" + split + "_[0-9]+\\.bin");
   std::vector<fs::path> shards;
   for (const auto& entry : fs::directory_iterator(directory)) {
-    if (std::regex_match(entry.path().filename().string(), pattern)) shards.push_back(entry.path());
+    if (is_shard(entry.path().filename().string(), split)) shards.push_back(entry.path());
   }
   std::ranges::sort(shards);
   return shards;

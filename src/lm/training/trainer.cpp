@@ -16,7 +16,7 @@
 #include "lm/training/adamw.h"
 #include "lm/training/checkpoint.h"
 #include "lm/training/cosine_schedule.h"
-#include "lm/training/durable_file.h"
+#include "lm/durable_file.h"
 #include "lm/training/line_log.h"
 #include "lm/training/progress.h"
 #include "lm/training/recipe_text.h"

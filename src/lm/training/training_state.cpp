@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lm/error.h"
-#include "lm/training/durable_file.h"
+#include "lm/durable_file.h"
 
 namespace tda {
 namespace {

@@ -158,7 +158,9 @@ TEST_F(DatasetTest, ShardsOfLlmCNeedNoDescription) {
   write_shard("edu_fineweb_val_000000.bin", {50256, 1});
   write_shard("edu_fineweb_train_000002.bin", {4, 5});
   write_shard("edu_fineweb_train_000001.bin", {50256, 2, 3});
-  folder_.write("notes.txt", "no shard");
+  for (const char* name : {"notes.txt", "train_.bin", "train_000001.bin.part", "mytrain_000001.bin", "train_1a.bin"}) {
+    folder_.write(name, "no shard");
+  }
   const Dataset dataset(folder_.path());
   EXPECT_EQ(tokens_of(dataset.train()), (std::vector<int64_t>{50256, 2, 3, 4, 5}));
   EXPECT_EQ(tokens_of(dataset.validation()), (std::vector<int64_t>{50256, 1}));

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "lm/error.h"
-#include "lm/training/durable_file.h"
+#include "lm/durable_file.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"
 #include "lm/training/resume_rules.h"
