@@ -62,7 +62,7 @@ TokenShardWriter::TokenShardWriter(const std::filesystem::path& path)
 }
 
 void TokenShardWriter::write(const void* data, size_t bytes) {
-  if (std::fwrite(data, 1, bytes, file_.get()) != bytes) {
+  if (bytes > 0 && std::fwrite(data, 1, bytes, file_.get()) != bytes) {
     throw Error(fmt::format("cannot write {}: {}", path_.string(), std::strerror(errno)));
   }
 }
