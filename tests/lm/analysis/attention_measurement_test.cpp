@@ -120,7 +120,10 @@ TEST(AttentionMeasurement, TheEffectiveMapIsTheSignedDifference) {
 class HeadsDump : public ::testing::Test {
  protected:
   void TearDown() override { std::filesystem::remove(file_); }
-  std::filesystem::path file_ = std::filesystem::path(::testing::TempDir()) / "tda_heads_dump.safetensors";
+  // Tests run beside each other, so each has a file of its own.
+  std::filesystem::path file_ =
+      std::filesystem::path(::testing::TempDir()) /
+      (std::string("tda_heads_dump_") + ::testing::UnitTest::GetInstance()->current_test_info()->name());
 };
 
 // Softmax of the dumped heads has to be the map that the model reports for the same text.
