@@ -55,9 +55,11 @@ def run_tda() -> Tda:
 
     def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
         command: Sequence[str] = [str(binary()), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        assert done.returncode == code, f"{command} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        done = subprocess.run(command, capture_output=True, check=False)
+        # Not text=True, which would turn a carriage return that a model wrote into a newline.
+        out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
+        assert done.returncode == code, f"{command} exited with {done.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(command, done.returncode, out, err)
 
     return run
 
