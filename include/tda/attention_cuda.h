@@ -1,0 +1,78 @@
+// Threshold Differential Attention on CUDA devices, for callers without a tensor framework.
+//
+// The operator, its structs and its rules are those of tda/attention.h; here every data pointer (beta and lambda
+// included) is a device pointer of the current device, the data types are float32, bfloat16 and float16, and the work
+// is enqueued on `stream`. Nothing is allocated, nothing waits for the device and no device value is read by the host,
+// so that a call can be captured into a CUDA graph. Built when TDA_CUDA is on; otherwise the calls return an error.
+//
+// Errors. A bad argument gives a Status that names the argument, its value and what was expected, before any launch.
+// A launch that fails gives a Status with the kernel's name; a fault inside a running kernel surfaces, as always with
+// CUDA, at a later call on the device.
+//
+// Example (device pointers q, k, v, beta, out from cudaMalloc):
+//   tda::AttentionShape shape{.batch = 1, .query_heads = 8, .key_heads = 8, .query_length = 4096, ...};
+//   size_t bytes = tda::attention_cuda_forward_workspace_bytes(shape, options);
+//   cudaMalloc(&workspace, bytes);
+//   Status status = tda::attention_cuda_forward(shape, options, inputs, outputs, workspace, bytes, stream);
+#pragma once
+
+#include "tda/attention.h"
+
+namespace tda {
+
+// A cudaStream_t; null is the legacy default stream.
+using CudaStream = void*;
+
+// Which kernels a call may use. kAutomatic takes the fastest that supports the case on the current device.
+enum class CudaKernels { kAutomatic, kPortable };
+
+struct CudaAttentionOptions {
+  CudaKernels kernels = CudaKernels::kAutomatic;
+};
+
+// Documents packed one after the other along the length: tensors have shape (1, heads, total length, dim), document d
+// owns query rows query_offsets[d] .. query_offsets[d+1] and key rows key_offsets[d] .. key_offsets[d+1], and attention
+// stays inside a document, bottom-right aligned and with positions counted there. Offsets are device pointers to
+// count + 1 increasing values from 0 to the shape's query_length and key_length; each document has at least as many
+// keys as queries. The host does not read them; the longest lengths bound the launch.
+struct PackedDocuments {
+  const std::int32_t* query_offsets = nullptr;
+  const std::int32_t* key_offsets = nullptr;
+  std::int64_t count = 0;
+  std::int64_t longest_query = 0;
+  std::int64_t longest_key = 0;
+};
+
+// True when the CUDA kernels were built into this library.
+TDA_PUBLIC bool attention_cuda_built();
+
+// Bytes of the survivor index and of scratch memory: functions of shapes and options only. The index holds one bit per
+// view and slice of 64 queries x 16 keys (layout: src/attention/cuda/common/survivor_index.h).
+TDA_PUBLIC std::size_t attention_cuda_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                                           const PackedDocuments* documents = nullptr);
+TDA_PUBLIC std::size_t attention_cuda_forward_workspace_bytes(const AttentionShape& shape,
+                                                              const AttentionOptions& options,
+                                                              const PackedDocuments* documents = nullptr);
+TDA_PUBLIC std::size_t attention_cuda_backward_workspace_bytes(const AttentionShape& shape,
+                                                               const AttentionOptions& options,
+                                                               const PackedDocuments* documents = nullptr);
+
+// Computes the output on the current device. `workspace` is device memory aligned to 256 bytes, at least
+// attention_cuda_forward_workspace_bytes() long, and free for reuse once the stream has passed the call.
+// outputs.survivors and outputs.survivor_index are optional device pointers.
+TDA_PUBLIC Status attention_cuda_forward(const AttentionShape& shape, const AttentionOptions& options,
+                                         const AttentionInputs& inputs, const ForwardOutputs& outputs, void* workspace,
+                                         std::size_t workspace_bytes, CudaStream stream,
+                                         const CudaAttentionOptions& cuda = {},
+                                         const PackedDocuments* documents = nullptr);
+
+// Computes the gradients, bitwise repeatable. `survivor_index` is what attention_cuda_forward wrote for the same shape,
+// options, inputs and documents.
+TDA_PUBLIC Status attention_cuda_backward(const AttentionShape& shape, const AttentionOptions& options,
+                                          const AttentionInputs& inputs, const ConstTensor& d_output,
+                                          const void* survivor_index, const BackwardOutputs& outputs, void* workspace,
+                                          std::size_t workspace_bytes, CudaStream stream,
+                                          const CudaAttentionOptions& cuda = {},
+                                          const PackedDocuments* documents = nullptr);
+
+}  // namespace tda

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs every test that needs a GPU on what scripts/gpu/build.sh built, or on TDA_GPU_BUILD. Arguments go to pytest.
+# TDA_GRID_CASES random cases (6,700 by default: a quarter is fp64, which is skipped), TDA_REPETITIONS of the backward.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+python="${TDA_PYTHON:-$(command -v python3)}"
+build="${TDA_GPU_BUILD:-$PWD/build/cuda}"
+shards="${TDA_PARALLEL:-$(nproc)}"
+export TDA_GRID_CASES="${TDA_GRID_CASES:-6700}" TDA_REPETITIONS="${TDA_REPETITIONS:-1000}"
+logs="$(mktemp -d)"
+trap 'rm -rf "$logs"' EXIT
+
+result=0
+pids=()
+for ((i = 0; i < shards; ++i)); do
+  GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$i "$build/cuda_test" --gtest_brief=1 >"$logs/$i" 2>&1 &
+  pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || result=1; done
+cat "$logs"/* | grep -vE '^Running main|^\[=====|^\[  PASSED|^$' || true
+echo "cuda_test: $(cat "$logs"/* | grep -oE 'PASSED  \] [0-9]+' | awk '{n += $3} END {print n}') passed in $shards shards"
+
+# The package from the checkout, with the library of this build beside it.
+package="$logs/package"
+mkdir -p "$package"
+cp -r python/threshold_attention "$package"
+cp "$build/libthreshold_attention.so" "$package/threshold_attention"
+PYTHONPATH="$package:tests/torch" "$python" -m pytest -q -p no:cacheprovider -rfE tests/torch/test_cuda.py tests/torch/test_cuda_screening.py "$@" || result=1
+exit "$result"

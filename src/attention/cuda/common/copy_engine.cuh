@@ -1,0 +1,43 @@
+// The bulk copy engine (TMA): tensor tiles and plain runs of bytes from global to shared memory, and the layout in
+// which 128-byte and 64-byte swizzled tiles arrive.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace tda::cuda {
+
+// Tile at coordinates (element, row, head, batch) of a tensor map with four dimensions.
+__device__ __forceinline__ void copy_tile(std::uint32_t destination, const CUtensorMap& map, std::uint32_t barrier,
+                                          int element, int row, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(destination),
+      "l"(&map), "r"(barrier), "r"(element), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+}
+
+// `bytes` (a multiple of 16) consecutive bytes; both addresses aligned to 16.
+__device__ __forceinline__ void copy_bytes(std::uint32_t destination, const void* source, std::uint32_t bytes,
+                                           std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+// Orders this thread's accesses to shared memory before later ones of the copy engine (after a barrier between them).
+__device__ __forceinline__ void fence_shared_for_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// Byte offset of 16-byte chunk `chunk` of row `row` in a swizzled tile whose rows hold kRowBytes (64 or 128) bytes.
+template <int kRowBytes>
+__device__ __forceinline__ std::uint32_t swizzled_offset(std::uint32_t row, std::uint32_t chunk) {
+  static_assert(kRowBytes == 64 || kRowBytes == 128);
+  const std::uint32_t offset = row * kRowBytes + chunk * 16;
+  return offset ^ ((offset >> 3) & (kRowBytes == 128 ? 0x70u : 0x30u));
+}
+
+}  // namespace tda::cuda

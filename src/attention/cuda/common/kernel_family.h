@@ -1,0 +1,30 @@
+// The kernel families behind attention_cuda_forward/backward. Each family is a folder with these functions; the
+// dispatcher (src/attention/cuda/attention_cuda.cpp) asks them in order and reserves workspace for the largest.
+//
+// `supports` sees the device's compute capability (90 for sm_90) and the pointers' alignment, and decides on the host
+// alone. `workspace_bytes` is a function of shapes and options only.
+#pragma once
+
+#include <cstddef>
+
+#include "attention/cuda/common/attention_call.h"
+
+namespace tda::cuda {
+
+namespace sm90 {
+bool forward_supports(const ForwardCall& call, int compute_capability);
+std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                    const PackedDocuments* documents);
+Status forward(const ForwardCall& call);
+}  // namespace sm90
+
+namespace portable {
+std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                    const PackedDocuments* documents);
+Status forward(const ForwardCall& call);
+std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                     const PackedDocuments* documents);
+Status backward(const BackwardCall& call);
+}  // namespace portable
+
+}  // namespace tda::cuda

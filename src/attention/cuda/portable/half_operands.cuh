@@ -1,0 +1,64 @@
+// The operands of the 16-bit backward kernels, and when these kernels apply.
+#pragma once
+
+#include "attention/cuda/portable/half_tile.cuh"
+#include "attention/cuda/portable/live_slices.cuh"
+
+namespace tda::cuda::portable {
+
+__device__ inline HalfRows half_queries(const Problem& p, const Sequence& s, int view, int head) {
+  const ConstTensor& q = p.inputs.q[view];
+  return {q.data,         row_offset(q, s.batch, head, s.first_query), q.row_stride,
+          s.query_length, static_cast<int>(p.shape.head_dim),          p.wide_q[view]};
+}
+__device__ inline HalfRows half_keys(const Problem& p, const Sequence& s, int view, int key_head) {
+  const ConstTensor& k = p.inputs.k[view];
+  return {k.data,
+          row_offset(k, s.batch, key_head, s.first_key),
+          k.row_stride,
+          s.key_length,
+          static_cast<int>(p.shape.head_dim),
+          p.wide_k[view]};
+}
+__device__ inline HalfRows half_values(const Problem& p, const Sequence& s, int key_head) {
+  const ConstTensor& v = p.inputs.v;
+  return {v.data,       row_offset(v, s.batch, key_head, s.first_key), v.row_stride,
+          s.key_length, static_cast<int>(p.shape.value_dim),           p.wide_v};
+}
+__device__ inline HalfRows half_output_gradients(const Problem& p, const ConstTensor& d_output, const Sequence& s,
+                                                 int head) {
+  return {d_output.data,
+          row_offset(d_output, s.batch, head, s.first_query),
+          d_output.row_stride,
+          s.query_length,
+          static_cast<int>(p.shape.value_dim),
+          p.wide_d_output};
+}
+
+// Factors of a sequence's rows, from its row 0.
+__device__ inline const float* query_factors(const Problem& p, const Sequence& s, int view, int head) {
+  return p.query_scale[view] + head * p.shape.batch * p.shape.query_length + s.flat_query;
+}
+__device__ inline const float* key_factors(const Problem& p, const Sequence& s, int view, int key_head) {
+  return p.key_scale[view] + key_head * p.shape.batch * p.shape.key_length + s.flat_key;
+}
+
+// A zero vector has the factor 1e12, which 16 bits may not hold; its products are 0 whatever the factor.
+__device__ inline float product_factor(float factor) { return factor >= 1e12f ? 0.f : factor; }
+
+// Gradients with respect to unit vectors are products of g with raw rows, whose entries have the size of norm /
+// sqrt(D): weights are g / norm times this power of two, so that they keep the size of g where entries have the size
+// of 1.
+template <int DIM>
+constexpr float kWeightScale = DIM == 64 ? 8.f : 16.f;
+
+// fp16 weights below 6e-5 lose digits. While unit vectors bound a weight by (1 + |tau|)^p, they may be raised that far.
+template <class T>
+__device__ float weight_scale(const Problem& p, int head, int key_length) {
+  if (std::is_same_v<T, __nv_bfloat16> || !p.normalize) return 1.f;
+  const float tau = fabsf(load_beta(p, head)) * static_cast<float>(threshold_scale(p, key_length - 1));
+  const float room = 8192.f / powf(1.f + tau, p.power);
+  return room >= 1.f ? exp2f(floorf(log2f(room))) : 1.f;
+}
+
+}  // namespace tda::cuda::portable

@@ -1,0 +1,47 @@
+// The launches of the portable kernels, one per file. Each returns the error of its own launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "tda/attention_cuda.h"
+
+namespace tda::cuda::portable {
+
+struct Problem;
+
+// Fills query_scale and key_scale.
+cudaError_t launch_row_scales(const Problem& problem, cudaStream_t stream);
+
+// output, survivors, survivor_index, in fp32 arithmetic for any shape.
+cudaError_t launch_forward_fp32(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream);
+
+// The same for 16-bit types with value_dim <= 128, on tensor cores; it does nothing when the inputs are irregular.
+// `pairs`: two neighbouring elements of the output may be stored at once.
+cudaError_t launch_forward_half(const Problem& problem, const ForwardOutputs& outputs, bool pairs, cudaStream_t stream);
+
+// What the backward kernels share.
+struct BackwardArguments {
+  ConstTensor d_output;
+  const std::uint32_t* index;
+  BackwardOutputs outputs;
+  double* dbeta_parts;    // (views, query heads, row tiles): the share of each row tile, or null
+  double* dlambda_parts;  // (query heads, row tiles), or null
+  // Whether two neighbouring 16-bit elements may be stored at once.
+  bool pairs_dq[2], pairs_dk[2], pairs_dv;
+};
+
+// dq of every view with the L2 norm undone, and the row tiles' shares of dbeta and dlambda.
+cudaError_t launch_backward_query_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+// dk of every view with the L2 norm undone.
+cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+// dv.
+cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+// The same for 16-bit types with value_dim <= 128, on tensor cores; they do nothing when the inputs are irregular.
+cudaError_t launch_backward_query_half(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+// dk and dv.
+cudaError_t launch_backward_key_value_half(const Problem& problem, const BackwardArguments& arguments,
+                                           cudaStream_t stream);
+// dbeta and dlambda from the shares, in a fixed order.
+cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+
+}  // namespace tda::cuda::portable

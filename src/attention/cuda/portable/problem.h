@@ -1,0 +1,44 @@
+// What every portable kernel is told about a call.
+#pragma once
+
+#include "attention/cuda/common/survivor_index.h"
+#include "tda/attention_cuda.h"
+
+namespace tda::cuda::portable {
+
+// Passed by value. Flat rows count all rows of a tensor for one head: batch * length + row.
+struct Problem {
+  AttentionShape shape;
+  AttentionInputs inputs;
+  DataType type;
+  int views;
+  float power;
+  bool normalize;
+  double kappa;
+  const std::int32_t* query_offsets;  // null: one sequence per batch element
+  const std::int32_t* key_offsets;
+  std::int64_t sequences;
+  std::int64_t longest_query;  // of one sequence
+  std::int64_t longest_key;
+  SurvivorIndexLayout index;
+  // 1 / max(|x|, 1e-12) of every row, or 1 without normalization; NaN where the row holds a NaN or an Inf.
+  // Contiguous (heads, flat rows).
+  float* query_scale[2];
+  float* key_scale[2];
+  // Whether rows may be read four elements at a time, and sixteen bytes at a time without reaching beyond the row.
+  bool vector_q[2], vector_k[2], vector_v, vector_d_output;
+  bool wide_q[2], wide_k[2], wide_v, wide_d_output;
+  // Set on the device when a row is beyond what the 16-bit kernels handle: its norm is huge or tiny
+  // (row_scales.cu). Then those kernels do nothing and the fp32 kernels, which otherwise do nothing, run. Null:
+  // the fp32 kernels run.
+  unsigned* irregular;
+};
+
+// Blocks of an fp32 kernel with this many tasks. When it only stands by for irregular inputs they are few, because each
+// costs a launch to find nothing to do; blocks walk the tasks, so any number does the work.
+inline unsigned blocks_for(const Problem& problem, std::int64_t tasks) {
+  constexpr std::int64_t kStandbyBlocks = 528;
+  return static_cast<unsigned>(problem.irregular && tasks > kStandbyBlocks ? kStandbyBlocks : tasks);
+}
+
+}  // namespace tda::cuda::portable

@@ -1,0 +1,74 @@
+// The factor that turns a query or key into its unit vector, for every row: 1 / max(|x|, 1e-12).
+//
+// One warp a row; the row stays in registers. Rows with a NaN or an Inf get NaN, which then reaches every score of the
+// row.
+#include "attention/cuda/portable/device_problem.cuh"
+#include "attention/cuda/portable/kernels.h"
+
+namespace tda::cuda::portable {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kLanes = 16;  // of one row
+constexpr int kRowsOfBlock = kThreads / kLanes;
+
+__device__ float scale_of_row(DataType type, const void* data, std::int64_t start, int dim, bool vector,
+                              bool normalize) {
+  double sum = 0.0;
+  bool finite = true;
+  for (int d = static_cast<int>(threadIdx.x) % kLanes * 4; d < dim; d += 4 * kLanes) {
+    const float4 x = load_four(type, data, start + d, dim - d, vector);
+    for (const float element : {x.x, x.y, x.z, x.w}) {
+      finite = finite && isfinite(element);
+      sum = fma(static_cast<double>(element), static_cast<double>(element), sum);
+    }
+  }
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    finite = __shfl_xor_sync(0xffffffffu, static_cast<int>(finite), step) != 0 && finite;
+  }
+  if (!finite) return CUDART_NAN_F;
+  return normalize ? static_cast<float>(1.0 / fmax(sqrt(sum), 1e-12)) : 1.f;
+}
+
+// Whether the 16-bit kernels can use a row with this factor: their products of raw rows must not overflow, and g / |x|
+// must keep its digits in 16 bits. Zero vectors (factor 1e12) and rows that are not finite are dropped from products.
+__device__ bool is_regular(const Problem& p, float scale) {
+  if (!p.normalize || scale != scale || scale >= 1e12f) return true;
+  return p.type == DataType::kFloat16 ? scale > 0x1p-10f && scale < 0x1p8f : scale > 0x1p-50f && scale < 0x1p50f;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    row_scales_kernel(const __grid_constant__ Problem p, std::int64_t query_rows, std::int64_t key_rows) {
+  const std::int64_t rows_of_view = p.shape.query_heads * query_rows + p.shape.key_heads * key_rows;
+  const std::int64_t rows = rows_of_view * p.views;
+  const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kLanes;
+  // Lanes beyond the end repeat the last row, so that whole warps shuffle.
+  std::int64_t row = own < rows ? own : rows - 1;
+  const int view = static_cast<int>(row / rows_of_view);
+  row -= view * rows_of_view;
+  const bool is_query = row < p.shape.query_heads * query_rows;
+  if (!is_query) row -= p.shape.query_heads * query_rows;
+  const std::int64_t flat_rows = is_query ? query_rows : key_rows;
+  const std::int64_t length = is_query ? p.shape.query_length : p.shape.key_length;
+  const std::int64_t head = row / flat_rows, flat = row % flat_rows;
+  const ConstTensor& tensor = is_query ? p.inputs.q[view] : p.inputs.k[view];
+  const bool vector = is_query ? p.vector_q[view] : p.vector_k[view];
+  const float scale = scale_of_row(p.type, tensor.data, row_offset(tensor, flat / length, head, flat % length),
+                                   static_cast<int>(p.shape.head_dim), vector, p.normalize);
+  if (threadIdx.x % kLanes != 0) return;
+  if (p.irregular && !is_regular(p, scale)) *p.irregular = 1;
+  (is_query ? p.query_scale : p.key_scale)[view][row] = scale;
+}
+
+}  // namespace
+
+cudaError_t launch_row_scales(const Problem& p, cudaStream_t stream) {
+  const std::int64_t query_rows = p.shape.batch * p.shape.query_length, key_rows = p.shape.batch * p.shape.key_length;
+  const std::int64_t rows = (p.shape.query_heads * query_rows + p.shape.key_heads * key_rows) * p.views;
+  const auto blocks = static_cast<unsigned>((rows + kRowsOfBlock - 1) / kRowsOfBlock);
+  row_scales_kernel<<<blocks, kThreads, 0, stream>>>(p, query_rows, key_rows);
+  return cudaGetLastError();
+}
+
+}  // namespace tda::cuda::portable

@@ -1,0 +1,192 @@
+// The exact arithmetic that the product and the dense kernel share, so that a row has the same bits from either.
+//
+// Scores come from the raw 16-bit q and k, accumulated in fp32: s_ij |q'_i| = <q'_i, k_j> / |k_j|, where q' is the
+// query row times a power of two (query_scale), and t_ij = s_ij |q'_i| - tau_i |q'_i| takes one fused multiply-add. One
+// view weighs t^p in 16 bits and scales the output row by |q'|^-p; two views weigh t1^p - r t2^p with r = lambda (|q1'|
+// / |q2'|)^p and scale by |q1'|^-p. No unit vector is ever rounded to 16 bits.
+#pragma once
+
+#include "attention/cuda/common/wgmma.cuh"
+#include "attention/cuda/sm90/row_formulas.cuh"
+
+namespace tda::cuda::sm90 {
+
+// Rows g and g + 8 of a warp's 16: threshold in units of the scaled query, and that query's norm.
+struct QueryRows {
+  float threshold[2];
+  float norm[2];
+};
+
+// Scales the warp's fragments by the rows' powers of two and returns what the scores need. `row` is that of row g; rows
+// behind the end get a threshold that nothing reaches.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, float beta, int row,
+                                                     std::uint32_t (&q)[kHeadDim / 16][4]) {
+  float square[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int k = 0; k < kHeadDim / 16; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float2 x = unpack<Element>(q[k][r]);
+      square[r & 1] += x.x * x.x + x.y * x.y;
+    }
+  }
+  QueryRows rows;
+  float scale[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const float norm = a.normalize ? norm_from_square(quad_sum(square[h])) : 1.0f;
+    const float tau = threshold_at<kHeadDim>(beta, a.position_offset + row + 8 * h, a.kappa);
+    scale[h] = a.normalize ? query_scale(norm, tau, a.power) : 1.0f;
+    rows.norm[h] = norm * scale[h];
+    rows.threshold[h] = row + 8 * h < a.query_length ? tau * rows.norm[h] : 1e30f;
+  }
+#pragma unroll
+  for (int k = 0; k < kHeadDim / 16; ++k) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float2 x = unpack<Element>(q[k][r]);
+      q[k][r] = pack<Element>(x.x * scale[r & 1], x.y * scale[r & 1]);
+    }
+  }
+  return rows;
+}
+
+// scores (raw products of 8 n columns) -> t. `scales` is the shared address of 1/|k| of the first column.
+template <int kSize>
+__device__ __forceinline__ void subtract_threshold(float (&scores)[kSize], std::uint32_t scales,
+                                                   const QueryRows& rows) {
+  const std::uint32_t first = scales + (threadIdx.x & 3) * 8;
+#pragma unroll
+  for (int n = 0; n < kSize / 4; ++n) {
+    const float2 scale = load_shared_float2(first + n * 32);
+    scores[4 * n] = fmaf(scores[4 * n], scale.x, -rows.threshold[0]);
+    scores[4 * n + 1] = fmaf(scores[4 * n + 1], scale.y, -rows.threshold[0]);
+    scores[4 * n + 2] = fmaf(scores[4 * n + 2], scale.x, -rows.threshold[1]);
+    scores[4 * n + 3] = fmaf(scores[4 * n + 3], scale.y, -rows.threshold[1]);
+  }
+}
+
+// Hides keys behind `limit` for row g and `limit` + 8 for row g + 8, counted from the first column.
+template <int kSize>
+__device__ __forceinline__ void hide_future(float (&scores)[kSize], int limit) {
+  const int column = static_cast<int>(threadIdx.x & 3) * 2;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    if ((i >> 2) * 8 + column + (i & 1) > limit + ((i >> 1) & 1) * 8) scores[i] = -1.0f;
+  }
+}
+
+// One view: t -> A fragments of max(t, 0)^p.
+template <typename Element, bool kSquare, int kSize>
+__device__ __forceinline__ void weigh(const float (&t)[kSize], float power, std::uint32_t (&weights)[kSize / 8][4]) {
+#pragma unroll
+  for (int i = 0; i < kSize / 2; ++i) {
+    const float x = t[2 * i];
+    const float y = t[2 * i + 1];
+    if constexpr (kSquare) {
+      weights[i / 4][i % 4] = pack_positive<Element>(x * fabsf(x), y * fabsf(y));
+    } else {
+      weights[i / 4][i % 4] = pack<Element>(rectified_power(x, power), rectified_power(y, power));
+    }
+  }
+}
+
+// Two views: t -> max(t, 0)^p in place.
+template <bool kSquare, int kSize>
+__device__ __forceinline__ void rectify(float (&t)[kSize], float power) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    if constexpr (kSquare) {
+      const float x = positive_part(t[i]);
+      t[i] = x * x;
+    } else {
+      t[i] = rectified_power(t[i], power);
+    }
+  }
+}
+
+// One output row from first principles, by one warp: for rows whose fast result is not finite, because a value that is
+// not finite meets weights that are exactly zero. A pair below the threshold contributes nothing, whatever v holds.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ void repair_row(const ForwardArguments& a, int batch, int head, int row) {
+  constexpr int kPart = kHeadDim / 32;
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const int key_head = head / a.heads_per_key;
+  const int position = a.position_offset + row;
+  const float tau = threshold_at<kHeadDim>(a.beta[head], position, a.kappa);
+  float query[2][kPart];
+  float norm[2] = {1.0f, 1.0f};
+  for (int view = 0; view < a.views; ++view) {
+    const auto* q = static_cast<const Element*>(a.q[view].data) + batch * a.q[view].batch_stride +
+                    head * a.q[view].head_stride + row * a.q[view].row_stride;
+    float square = 0.0f;
+#pragma unroll
+    for (int d = 0; d < kPart; ++d) {
+      query[view][d] = static_cast<float>(q[lane * kPart + d]);
+      square += query[view][d] * query[view][d];
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) square += __shfl_xor_sync(0xffffffffu, square, offset);
+    if (a.normalize) norm[view] = norm_from_square(square);
+  }
+  float sum[kPart] = {};
+#pragma unroll 1
+  for (int key = 0; key <= position; ++key) {
+    float weight[2] = {0.0f, 0.0f};
+#pragma unroll 1
+    for (int view = 0; view < a.views; ++view) {
+      const auto* k = static_cast<const Element*>(a.k[view].data) + batch * a.k[view].batch_stride +
+                      key_head * a.k[view].head_stride + key * a.k[view].row_stride;
+      float dot = 0.0f;
+#pragma unroll
+      for (int d = 0; d < kPart; ++d) dot += query[view][d] * static_cast<float>(k[lane * kPart + d]);
+#pragma unroll
+      for (int offset = 16; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
+      const float scale = a.key_scale[static_cast<std::int64_t>((view * a.batch + batch) * a.key_heads + key_head) *
+                                          a.key_tiles * kScreenKeys +
+                                      key];
+      weight[view] = rectified_power(dot * scale / norm[view] - tau, a.power);
+    }
+    if (weight[0] == 0.0f && weight[1] == 0.0f) continue;
+    const float lambda = a.views == 2 ? fminf(fmaxf(a.lambda[head], 0.0f), 1.0f) : 0.0f;
+    const float combined = a.views == 2 ? weight[0] - lambda * weight[1] : weight[0];
+    const auto* v = static_cast<const Element*>(a.v.data) + batch * a.v.batch_stride + key_head * a.v.head_stride +
+                    key * a.v.row_stride;
+#pragma unroll
+    for (int d = 0; d < kPart; ++d) sum[d] += combined * static_cast<float>(v[lane * kPart + d]);
+  }
+  auto* output = static_cast<Element*>(a.output) + batch * a.output_batch_stride + head * a.output_head_stride +
+                 row * a.output_row_stride;
+#pragma unroll
+  for (int d = 0; d < kPart; ++d) output[lane * kPart + d] = static_cast<Element>(sum[d]);
+}
+
+// Scales and stores a warp's 16 output rows; rows that are not finite are computed again.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ void store_output(const ForwardArguments& a, int batch, int head, int first_row,
+                                             const float (&output)[kHeadDim / 2], const QueryRows& rows) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  auto* base = static_cast<Element*>(a.output) + batch * a.output_batch_stride + head * a.output_head_stride;
+  unsigned bad[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int row = first_row + (lane >> 2) + 8 * h;
+    const bool inside = row < a.query_length;
+    const float scale = inverse_power(rows.norm[h], a.power);
+    float check = 0.0f;  // 0 x = 0 exactly when x is finite
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n) check += 0.0f * output[4 * n + 2 * h] + 0.0f * output[4 * n + 2 * h + 1];
+    bad[h] = __ballot_sync(0xffffffffu, inside && !(check == 0.0f));
+    store_row<Element>(base + row * a.output_row_stride, output, h, scale, lane & 3, inside);
+  }
+  if ((bad[0] | bad[1]) == 0) return;
+  __syncwarp();
+  for (int h = 0; h < 2; ++h) {
+    for (int g = 0; g < 8; ++g) {
+      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim>(a, batch, head, first_row + g + 8 * h);
+    }
+  }
+}
+
+}  // namespace tda::cuda::sm90

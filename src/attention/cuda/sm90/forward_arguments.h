@@ -1,0 +1,85 @@
+// What the kernels of the sm90 forward share: the problem on the device and the scratch memory between them.
+//
+// The forward is a chain of kernels on one stream:
+//   prepare_keys   1/|k|, an 8-bit copy of the unit keys with its error bound; clears the counters
+//   screen         8-bit scores of all visible pairs; certifies blocks of 16 queries x 64 keys as empty, zeroes rows
+//                  without a candidate and hands out the others: sparse row tiles by weight, dense row blocks apart
+//   product        exact scores and the product with V on the candidate blocks of the sparse row tiles
+//   dense          the same on row blocks where most blocks are candidates; skips nothing
+// Outputs do not depend on which kernel computes a row nor on the false candidates it meets: both use the same exact
+// scores in the same order, and a block without survivors adds nothing.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "attention/cuda/common/survivor_index.h"
+#include "tda/attention.h"
+
+namespace tda::cuda::sm90 {
+
+constexpr int kRowTile = 64;      // query rows of a sparse job (one warpgroup)
+constexpr int kScreenRows = 256;  // query rows of a screen job and of a dense row block
+constexpr int kScreenKeys = 256;  // keys of a screen tile; also the reach of one 8-bit scale
+constexpr int kTilesPerBlock = kScreenRows / kRowTile;
+constexpr int kBlockKeys = 64;  // keys of a product step; one flag bit
+constexpr int kStripRows = 16;  // query rows behind one flag bit (one warp)
+constexpr int kBlocksPerWord = 32;
+constexpr int kBuckets = 20;  // sparse jobs by log2 of their number of candidate strips; the last: unscreened rows
+
+// What the screen knows about 256 consecutive keys of one head.
+struct alignas(16) KeyTile {
+  float error;  // largest |k' - k8 / scale|, k' the unit key; infinite when a key is not finite
+  float scale;  // k8 = round(k' scale)
+  float norm;   // largest |k'|
+  float reserved;
+};
+
+// Counters that prepare_keys clears.
+struct Counters {
+  int screen_claims;
+  int product_claims;
+  int dense_claims;
+  int dense_jobs;
+  int sparse_jobs[kBuckets];
+};
+
+struct ForwardArguments {
+  CUtensorMap query[2];  // (D, T_q, H_q, B), boxes of 64 elements x 64 rows
+  CUtensorMap key[2];    // (D, T_k, H_k, B), boxes of 64 elements x 64 rows
+  CUtensorMap value;     // as key
+  CUtensorMap key8;      // (D bytes, padded T_k, views B H_k, 1), boxes of D bytes x 256 rows
+
+  int batch, query_heads, key_heads, heads_per_key;
+  int query_length, key_length, position_offset;  // query row i stands at position_offset + i
+  int views;
+  int row_blocks;      // of kScreenRows
+  int row_tiles;       // of kRowTile
+  int key_tiles;       // of kScreenKeys
+  int flag_words;      // 32-bit words of a strip's flags
+  int heads_per_wave;  // heads that screen jobs interleave, so that their keys stay in the L2 cache
+  float kappa, power;
+  bool normalize;
+  bool screening;     // false: everything is a candidate
+  bool dense_kernel;  // false: dense row blocks go to the sparse product, too
+
+  ConstTensor q[2], k[2], v;
+  const float* beta;
+  const float* lambda;
+  void* output;
+  std::int64_t output_batch_stride, output_head_stride, output_row_stride;
+  std::int32_t* survivors;
+  std::uint32_t* index;
+  SurvivorIndexLayout index_layout;
+
+  std::int8_t* keys8;    // (views, B, H_k, key_tiles * 256, D), dims permuted inside each 16 (prepare_keys.cuh)
+  float* key_scale;      // (views, B, H_k, key_tiles * 256): 1 / |k|, or 1 without normalization
+  KeyTile* key_tile;     // (views, B, H_k, key_tiles)
+  std::uint32_t* flags;  // (views, B, H_q, row_blocks * 16 strips, flag_words), bit: 64 keys
+  int* sparse_list;      // (kBuckets, B H_q row_blocks * 4): row tile jobs, 4 row_blocks a head
+  int* dense_list;       // (B H_q row_blocks): row block jobs
+  Counters* counters;
+};
+
+}  // namespace tda::cuda::sm90

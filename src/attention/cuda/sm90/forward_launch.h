@@ -1,0 +1,22 @@
+// Launches of the sm90 forward for one element type and head size. Each is instantiated in a file of its own
+// (forward_<type>_<head size>.cu), which is the whole list of instances.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include "attention/cuda/sm90/forward_arguments.h"
+
+namespace tda::cuda::sm90 {
+
+// Enqueues the chain of kernels; `processors` is the device's number of multiprocessors.
+template <typename Element, int kHeadDim>
+Status launch_forward(const ForwardArguments& arguments, int processors, cudaStream_t stream);
+
+extern template Status launch_forward<__nv_bfloat16, 64>(const ForwardArguments&, int, cudaStream_t);
+extern template Status launch_forward<__nv_bfloat16, 128>(const ForwardArguments&, int, cudaStream_t);
+extern template Status launch_forward<__half, 64>(const ForwardArguments&, int, cudaStream_t);
+extern template Status launch_forward<__half, 128>(const ForwardArguments&, int, cudaStream_t);
+
+}  // namespace tda::cuda::sm90

@@ -1,0 +1,72 @@
+"""The Hopper forward gives the same bits with and without its screen, and from its sparse and its dense kernel."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import threshold_attention as ta
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="no Hopper GPU"
+)
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def attend(views: int, tensors: list[torch.Tensor], beta: torch.Tensor, power: float) -> torch.Tensor:
+    q1, k1, q2, k2, v = tensors
+    with torch.no_grad():
+        if views == 1:
+            return ta.threshold_rela(q1, k1, v, beta=beta, power=power)
+        lam = torch.linspace(0, 1, q1.shape[1], device="cuda")
+        return ta.differential_threshold_rela(q1, k1, q2, k2, v, beta=beta, lam=lam, power=power)
+
+
+def assert_screening_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, views: int, tensors: list[torch.Tensor], beta: torch.Tensor, power: float = 2.0
+) -> None:
+    screened = attend(views, tensors, beta, power)
+    monkeypatch.setenv("TDA_SM90_SCREEN", "off")
+    dense = attend(views, tensors, beta, power)
+    monkeypatch.setenv("TDA_SM90_DENSE", "off")
+    sparse = attend(views, tensors, beta, power)
+    assert torch.equal(screened, dense)
+    assert torch.equal(screened, sparse)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(
+    ("length", "keys", "power"),
+    [(1, 1, 2.0), (63, 63, 1.0), (257, 257, 2.0), (77, 513, 1.5), (200, 2050, 2.0), (2100, 2100, 3.0)],
+)
+def test_random_inputs(monkeypatch, dim, dtype, views, length, keys, power) -> None:
+    torch.manual_seed(length)
+    heads = 4
+
+    def normal(count: int, rows: int) -> torch.Tensor:
+        return torch.randn(2, count, rows, dim, device="cuda").to(dtype)
+
+    tensors = [normal(heads, length), normal(2, keys), normal(heads, length), normal(2, keys), normal(2, keys)]
+    beta = torch.tensor([-0.2, 0.0, 0.4, 1.0], device="cuda")
+    assert_screening_changes_no_bit(monkeypatch, views, tensors, beta, power)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_at_the_threshold(monkeypatch, dim, dtype, seed) -> None:
+    torch.manual_seed(seed)
+    heads, length = 4, 1024
+    tensors = [torch.randn(1, heads, length, dim, device="cuda").to(dtype) for _ in range(5)]
+    q, k = (torch.nn.functional.normalize(x.double(), dim=-1) for x in tensors[:2])
+    scale = torch.sqrt(2 * torch.arange(1, length + 1, device="cuda").double().log() / dim)
+    # Of each head, beta puts one of the strongest pairs 1e-6 above or below its threshold.
+    ratio = (q @ k.transpose(-1, -2)).tril()[:, :, 64:] / scale[64:, None]
+    strongest = ratio.flatten(2).topk(50).values[0, :, 10 * seed + 5]
+    sign = torch.tensor([1.0, -1.0, 1.0, -1.0], device="cuda")
+    beta = (strongest + sign * 1e-6 / math.sqrt(2 * math.log(length) / dim)).float()
+    assert_screening_changes_no_bit(monkeypatch, 1, tensors, beta)
