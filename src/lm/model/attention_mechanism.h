@@ -29,7 +29,7 @@ struct HeadLayout {
   std::int64_t value_dim = 0;
 };
 
-// One layer's heads after RoPE, in the compute dtype, unit last stride, any other strides.
+// One layer's heads after RoPE, in the mechanism's head_type(), unit last stride, any other strides.
 struct ProjectedHeads {
   std::array<at::Tensor, 2> q;  // (B, H, T_q, D); the second only with two views
   std::array<at::Tensor, 2> k;  // (B, H, T_k, D); queries are the last T_q positions
@@ -60,6 +60,9 @@ class AttentionMechanism {
   virtual HeadLayout layout() const = 0;
   // What is added to the projections, in file order, named relative to "layers.{l}.attention.".
   virtual std::vector<ParameterSpec> parameters(std::int64_t layer) const = 0;
+
+  // The dtype that attend() wants its heads in, for a model that computes in `compute`.
+  virtual at::ScalarType head_type(at::ScalarType compute, at::Device) const { return compute; }
 
   // (B, T_q, H*D_v) in the dtype of v, ready for `output`. `parameters` are the fp32 tensors declared above, in order.
   // With `counts`, the zeros of the effective map are counted as well (no gradient flows through the count).

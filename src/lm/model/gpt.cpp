@@ -177,7 +177,8 @@ at::Tensor Gpt::attention(const PreparedWeights& weights, std::int64_t layer, co
                           std::int64_t first_position, const ForwardOptions& options) {
   const auto& prepared = weights.layers[static_cast<std::size_t>(layer)];
   const auto joined = at::linear(normalized, prepared.projections);
-  ProjectedHeads heads = rotary_.split(joined, mechanism_->layout(), first_position);
+  const auto head_type = mechanism_->head_type(weights.compute_type, joined.device());
+  ProjectedHeads heads = rotary_.split(joined, mechanism_->layout(), first_position, head_type);
   heads.hidden = normalized;
   if (options.cache != nullptr) {
     const auto all = options.cache->append(layer, heads.k, heads.v);
@@ -188,7 +189,7 @@ at::Tensor Gpt::attention(const PreparedWeights& weights, std::int64_t layer, co
   WeightCounts counts;
   const auto mixed = mechanism_->attend(heads, prepared.mechanism, options.statistics != nullptr ? &counts : nullptr);
   if (options.statistics != nullptr) options.statistics->add(layer, counts);
-  return at::linear(mixed, prepared.output);
+  return at::linear(mixed.to(weights.compute_type), prepared.output);
 }
 
 at::Tensor Gpt::hidden_states(const PreparedWeights& weights, const at::Tensor& ids, const ForwardOptions& options) {
@@ -196,15 +197,23 @@ at::Tensor Gpt::hidden_states(const PreparedWeights& weights, const at::Tensor& 
   const std::int64_t first_position = options.cache != nullptr ? options.cache->length() : 0;
   // The residual stream stays fp32: sums of 2L small updates lose their low bits in bf16.
   at::Tensor x = at::embedding(weights.embedding, ids);
+  at::Tensor delta;  // of the block before; joined with x on the way into the next norm
+  const auto enter = [&](const at::Tensor& gain) {
+    const auto [sum, normalized] = add_layer_norm(x, delta, gain, type);
+    x = sum;
+    return normalized;
+  };
   for (std::int64_t layer = 0; layer < config_.layers; ++layer) {
     const auto& prepared = weights.layers[static_cast<std::size_t>(layer)];
-    x = x + attention(weights, layer, layer_norm(x, prepared.attention_norm, type), first_position, options);
-    const auto up = at::linear(layer_norm(x, prepared.mlp_norm, type), prepared.up);
-    x = x + at::linear(at::gelu(up), prepared.down);
+    delta = attention(weights, layer, enter(prepared.attention_norm), first_position, options);
+    delta = at::linear(at::gelu(at::linear(enter(prepared.mlp_norm), prepared.up)), prepared.down);
   }
   if (options.cache != nullptr) options.cache->advance(ids.size(1));
-  if (options.last_row_only) x = x.narrow(1, x.size(1) - 1, 1);
-  return layer_norm(x, weights.final_norm, type);
+  if (options.last_row_only) {
+    x = x.narrow(1, x.size(1) - 1, 1);
+    delta = delta.narrow(1, delta.size(1) - 1, 1);
+  }
+  return enter(weights.final_norm);
 }
 
 at::Tensor Gpt::forward(const PreparedWeights& weights, const at::Tensor& ids, const ForwardOptions& options) {

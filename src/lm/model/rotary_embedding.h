@@ -14,10 +14,11 @@ class RotaryEmbedding {
  public:
   RotaryEmbedding(std::int64_t head_dim, double theta, double scaling);
 
-  // Cuts the joined projections of a layer into heads and turns queries and keys.
+  // Cuts the joined projections of a layer into heads of `type` and turns queries and keys.
   // joined: (B, T, C) with C = views*2*H*D + H*D_v, in the order query1 key1 [query2 key2] value; row t stands at
-  // absolute position first_position + t. Returned tensors share one buffer. `hidden` is left undefined.
-  ProjectedHeads split(const at::Tensor& joined, const HeadLayout& layout, std::int64_t first_position);
+  // absolute position first_position + t. Returned tensors share one buffer (B, T, C). `hidden` is left undefined.
+  ProjectedHeads split(const at::Tensor& joined, const HeadLayout& layout, std::int64_t first_position,
+                       at::ScalarType type);
 
  private:
   void extend(std::int64_t positions, at::Device device);

@@ -16,6 +16,12 @@ class Softmax final : public AttentionMechanism {
   HeadLayout layout() const override { return layout_; }
   std::vector<ParameterSpec> parameters(std::int64_t) const override { return {}; }
 
+  // On the CPU, SDPA's bf16 backward takes 2.3 times as long as its fp32 one
+  // (docs/experiments/2026-11-22-training-step.md).
+  at::ScalarType head_type(at::ScalarType compute, at::Device device) const override {
+    return device.is_cpu() ? at::kFloat : compute;
+  }
+
   at::Tensor attend(const ProjectedHeads& heads, std::span<const at::Tensor> parameters,
                     WeightCounts* counts) const override {
     const auto& q = heads.q[0];
