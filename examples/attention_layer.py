@@ -7,8 +7,9 @@ token at t. One layer of attention over pairs of neighbours can learn that. Run:
 from __future__ import annotations
 
 import torch
-from threshold_attention import ThresholdDifferentialAttention
 from torch import nn
+
+from threshold_attention import ThresholdDifferentialAttention
 
 VOCABULARY, WIDTH, LENGTH = 16, 64, 48
 
@@ -57,7 +58,7 @@ def main() -> None:
             print(f"step {step:3d}  loss {loss.item():.3f}  accuracy {accuracy.item():.2f}")
     _, survivors = model.attentions[0](model.norms[0](model.embedding(tokens)), return_statistics=True)
     pairs = survivors.shape[-1] * (survivors.shape[-1] + 1) / 2
-    print(f"exact zeros among the weights of layer 0: {100 * (1 - survivors.sum((-1)).float().mean() / pairs):.1f} %")
+    print(f"exact zeros among the weights of layer 0: {100 * (1 - survivors.sum(-1).float().mean() / pairs):.1f} %")
 
 
 if __name__ == "__main__":
