@@ -1,6 +1,6 @@
 // Times forward, backward and AdamW of one micro-batch: training_step CONFIG.json BATCH LENGTH fp32|bf16 STEPS
 // Prints the median and the fastest milliseconds of a step, and tokens per second at the fastest.
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "lm/model/gpt.h"
+#include "lm/training/adamw.h"
 
 int main(int argc, char** argv) {
   if (argc != 6) {
@@ -23,17 +24,13 @@ int main(int argc, char** argv) {
   model.set_precision(tda::parse_precision(argv[4]));
   const auto tokens = at::randint(0, 256, {std::stoll(argv[2]), std::stoll(argv[3]) + 1}, at::kLong);
   const auto ids = tokens.slice(1, 0, -1).contiguous(), targets = tokens.slice(1, 1).contiguous();
-  std::vector<at::Tensor> trained;
-  for (const auto& parameter : model.parameters()) {
-    if (parameter.tensor.requires_grad()) trained.push_back(parameter.tensor);
-  }
-  torch::optim::AdamW optimizer(trained, torch::optim::AdamWOptions(1e-4));
+  tda::AdamW optimizer(model.parameters(), {});
   std::vector<double> milliseconds;
   for (int step = 0; step < std::stoi(argv[5]) + 2; ++step) {
     const auto start = std::chrono::steady_clock::now();
-    optimizer.zero_grad();
+    optimizer.clear_gradients();
     model.loss(ids, targets).backward();
-    optimizer.step();
+    optimizer.step(1e-4);
     model.after_optimizer_step();
     const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
     if (step >= 2) milliseconds.push_back(elapsed.count());

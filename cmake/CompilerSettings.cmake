@@ -1,5 +1,8 @@
 # The target `tda::settings` that every target of the project links: warnings, sanitizers, and the compiler cache.
 
+# Programs are compiled with -fPIC as libraries are (CMake would say -fPIE), so that all can share one precompiled header.
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
+
 add_library(tda_settings INTERFACE)
 add_library(tda::settings ALIAS tda_settings)
 target_include_directories(tda_settings INTERFACE "${PROJECT_SOURCE_DIR}/src" "${PROJECT_SOURCE_DIR}/include")

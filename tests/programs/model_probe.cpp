@@ -2,7 +2,7 @@
 //   model_probe create CONFIG.json SEED FOLDER             initializes a model and saves it
 //   model_probe run FOLDER INPUTS OUTPUTS fp32|bf16        reads `ids` and `targets` (B, T) int64 of one safetensors
 //                                                          file, writes `logits`, `loss` and every gradient to another
-#include <torch/torch.h>
+#include <ATen/ATen.h>
 
 #include <cstdio>
 #include <exception>

@@ -1,6 +1,7 @@
 #include "lm/model/key_value_cache.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 

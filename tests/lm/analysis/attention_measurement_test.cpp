@@ -1,7 +1,8 @@
 #include "lm/analysis/attention_measurement.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <filesystem>
@@ -35,7 +36,7 @@ Gpt small_model(const ModelConfig& config) {
 }
 
 at::Tensor some_ids(std::int64_t windows) {
-  torch::Generator generator = at::make_generator<at::CPUGeneratorImpl>(3);
+  at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(3);
   return at::randint(0, 64, {windows, kLength}, generator, at::TensorOptions().dtype(at::kLong));
 }
 
@@ -62,7 +63,7 @@ TEST(AttentionMeasurement, AgreesWithWhatValidationCounts) {
     const at::Tensor ids = some_ids(4);
     AttentionStatistics counted;
     {
-      const torch::NoGradGuard no_gradient;
+      const at::NoGradGuard no_gradient;
       model.loss(ids, ids, &counted);
     }
     const auto views = measure_attention(model, ids, 3);

@@ -1,7 +1,7 @@
 #include "lm/analysis/map_statistics.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <stdexcept>
@@ -77,7 +77,7 @@ TEST(MapStatistics, UniformShareOfTheFirstKeyAt1024) {
 
 // A mask is no sparsity: a softmax has exact zeros above the diagonal only, and those must not count.
 TEST(MapStatistics, SoftmaxIsNotSparse) {
-  torch::manual_seed(1);
+  at::manual_seed(1);
   const at::Tensor scores = at::randn({2, 3, 128, 128});
   const at::Tensor mask = at::ones({128, 128}, at::kBool).triu(1);
   const at::Tensor weights = at::softmax(scores.masked_fill(mask, -INFINITY), -1);

@@ -1,7 +1,7 @@
 #include "lm/data/window_sampler.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <algorithm>
 #include <numeric>
@@ -36,17 +36,17 @@ TEST_F(WindowSamplerTest, EveryTargetOnceAnEpoch) {
     ASSERT_EQ(windows.sizes(), (std::vector<int64_t>{100, 11}));
     ASSERT_EQ(windows.scalar_type(), at::kLong);
     const at::Tensor targets = windows.slice(1, 1).reshape({-1});
-    EXPECT_TRUE(torch::equal(std::get<0>(targets.sort()), torch::arange(1, 1001)));
+    EXPECT_TRUE(at::equal(std::get<0>(targets.sort()), at::arange(1, 1001)));
     // Inside a window the text is in order.
-    EXPECT_TRUE(torch::equal(windows.slice(1, 1) - windows.slice(1, 0, -1), torch::ones({100, 10}, at::kLong)));
+    EXPECT_TRUE(at::equal(windows.slice(1, 1) - windows.slice(1, 0, -1), at::ones({100, 10}, at::kLong)));
   }
 }
 
 TEST_F(WindowSamplerTest, EpochsAndSeedsReshuffle) {
   const WindowSampler sampler(*stream_, 10, 1);
   const WindowSampler other(*stream_, 10, 2);
-  EXPECT_FALSE(torch::equal(sampler.batch(0, 100), sampler.batch(100, 100)));
-  EXPECT_FALSE(torch::equal(sampler.batch(0, 100), other.batch(0, 100)));
+  EXPECT_FALSE(at::equal(sampler.batch(0, 100), sampler.batch(100, 100)));
+  EXPECT_FALSE(at::equal(sampler.batch(0, 100), other.batch(0, 100)));
 }
 
 TEST_F(WindowSamplerTest, BatchesDependOnTheGlobalIndexAlone) {
@@ -55,7 +55,7 @@ TEST_F(WindowSamplerTest, BatchesDependOnTheGlobalIndexAlone) {
   const WindowSampler resumed(*stream_, 7, 42);
   for (const int64_t size : {1, 4, 25, 60}) {
     for (int64_t first = 0; first < 300; first += size) {
-      EXPECT_TRUE(torch::equal(resumed.batch(first, size), whole.slice(0, first, first + size)));
+      EXPECT_TRUE(at::equal(resumed.batch(first, size), whole.slice(0, first, first + size)));
     }
   }
 }

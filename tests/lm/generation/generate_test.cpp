@@ -1,7 +1,8 @@
 #include "lm/generation/generate.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include "../model/small_model.h"
 #include "lm/error.h"

@@ -1,7 +1,7 @@
 #include "lm/generation/sampler.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cmath>
 #include <map>

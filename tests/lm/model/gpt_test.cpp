@@ -1,7 +1,8 @@
 #include "lm/model/gpt.h"
 
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include "lm/error.h"
 #include "small_model.h"

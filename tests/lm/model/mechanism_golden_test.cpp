@@ -1,7 +1,8 @@
 // Loss and gradients of each mechanism against published float64 values: one head, T = 8, D = 8, inputs from a linear
 // congruential generator, loss = sum(output * W).
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <string>
 #include <vector>

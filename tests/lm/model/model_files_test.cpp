@@ -1,7 +1,7 @@
 #include "lm/model/model_files.h"
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <fstream>
 #include <functional>

@@ -1,5 +1,6 @@
 // Rectified linear attention: a = max(0, q k^T / sqrt(D)) over j <= i, u = a v, one RMSNorm over all heads together.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 

@@ -1,5 +1,6 @@
 // Softmax attention: P = softmax(q k^T / sqrt(D)) over j <= i, output P v. No parameters, no norm.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 

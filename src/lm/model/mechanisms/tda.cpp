@@ -5,6 +5,7 @@
 // view_heads = halved: H/2 heads, query and key of each view (H/2*D, W), values of 2D, as in the Differential
 //                      Transformer; the projections then hold 4 W^2 parameters, those of softmax.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "lm/model/mechanisms/rectified_map.h"
 #include "lm/model/mechanisms/registry.h"

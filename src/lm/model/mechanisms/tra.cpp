@@ -1,5 +1,6 @@
 // Threshold rectified attention: a = max(0, cos(q, k) - beta c_i)^p over j <= i, u = a v, RMSNorm of every head.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "lm/model/mechanisms/rectified_map.h"
 #include "lm/model/mechanisms/registry.h"
