@@ -54,7 +54,7 @@ int run_score(const ScoreOptions& options) {
                              options.output ? write_line : std::function<void(const TokenScore&)>());
   // JSON has no way to write such a number.
   if (!std::isfinite(summary.loss())) {
-    throw std::runtime_error(fmt::format("{}: the loss of the text is {}", folder.string(), summary.loss()));
+    throw std::runtime_error(fmt::format("{}: the loss of the text is not finite", folder.string()));
   }
   if (options.output) replace_file(*options.output, lines);
 

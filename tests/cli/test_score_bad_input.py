@@ -135,5 +135,5 @@ def test_loss_that_is_not_finite(tda: Tda, small_runs, text: Path, tmp_path: Pat
     save_file(weights, step / "model.safetensors")
     sign_checkpoint(step)
     result = tda("score", step, "--input", text, "--output", tmp_path / "scores.jsonl")
-    assert_refused(result, str(step), "the loss of the text is nan", code=1)
+    assert_refused(result, str(step), "the loss of the text is not finite", code=1)
     assert names(tmp_path) == ["step-000006", "text.txt"]
