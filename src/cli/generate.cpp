@@ -23,10 +23,12 @@ struct GenerateOptions {
 };
 
 int run_generate(const GenerateOptions& options) {
+  const Precision precision = parse_precision(options.precision);
+  check_sampling(options.generation.sampling);
   const auto folder = resolve_checkpoint(options.checkpoint);
   const auto tokenizer = load_tokenizer(folder);
   const auto model = load_model(folder);
-  model->set_precision(parse_precision(options.precision));
+  model->set_precision(precision);
 
   GenerationOptions generation = options.generation;
   generation.vocabulary = tokenizer->vocabulary_size();
@@ -35,7 +37,7 @@ int run_generate(const GenerateOptions& options) {
   std::vector<std::int32_t> prompt{tokenizer->end_of_text()};
   const auto text = tokenizer->encode(options.prompt);
   prompt.insert(prompt.end(), text.begin(), text.end());
-  if (static_cast<std::int64_t>(prompt.size()) + generation.max_tokens > model->config().context) {
+  if (generation.max_tokens > model->config().context - static_cast<std::int64_t>(prompt.size())) {
     fmt::print(stderr, "note: prompt and continuation may pass the {} tokens of context the model was trained on\n",
                model->config().context);
   }

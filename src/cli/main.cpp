@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <filesystem>
 #include <iostream>
 #include <new>
 #include <string>
@@ -83,6 +84,8 @@ int main(int argc, char** argv) {
     return parse_and_run(argc, argv);
   } catch (const tda::Error& error) {
     return report(error);
+  } catch (const std::filesystem::filesystem_error& error) {  // a path that the system refuses, e.g. for its length
+    return report(tda::Error(fmt::format("{}: {}", error.path1().string(), error.code().message())));
   } catch (const c10::Error& error) {
     return report_failure(error.what_without_backtrace());
   } catch (const std::bad_alloc&) {

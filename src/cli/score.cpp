@@ -1,10 +1,12 @@
 #include <fmt/format.h>
 
+#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <stdexcept>
 #include <string>
 
 #include "cli/command.h"
@@ -25,8 +27,16 @@ struct ScoreOptions {
   std::string precision = "fp32";
 };
 
+// Scores would take the place of the text.
+void require_other_file(const std::filesystem::path& output, const std::filesystem::path& input) {
+  std::error_code error;  // a file that does not exist is another one
+  if (!std::filesystem::is_regular_file(output, error) || !std::filesystem::equivalent(input, output, error)) return;
+  throw Error(fmt::format("--output {} is the input itself", output.string()), "choose another --output");
+}
+
 int run_score(const ScoreOptions& options) {
   const Precision precision = parse_precision(options.precision);
+  if (options.output) require_other_file(*options.output, options.input);
   const std::string text = read_file(options.input);
   if (text.empty())
     throw Error(fmt::format("{}: the file is empty, there is nothing to score", options.input.string()));
@@ -42,6 +52,10 @@ int run_score(const ScoreOptions& options) {
   };
   const auto summary = score(*model, tokenizer->encode(text), tokenizer->end_of_text(),
                              options.output ? write_line : std::function<void(const TokenScore&)>());
+  // JSON has no way to write such a number.
+  if (!std::isfinite(summary.loss())) {
+    throw std::runtime_error(fmt::format("{}: the loss of the text is not finite", folder.string()));
+  }
   if (options.output) replace_file(*options.output, lines);
 
   const auto bytes = static_cast<std::int64_t>(text.size());

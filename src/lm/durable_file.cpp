@@ -68,17 +68,22 @@ void write_file_durably(const std::filesystem::path& path, std::string_view cont
 }
 
 void replace_file(const std::filesystem::path& path, std::string_view content) {
+  std::error_code error;
+  const auto status = std::filesystem::symlink_status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    write_file_durably(path, content);
+    return;
+  }
   std::filesystem::path temporary = path;
   temporary += ".writing";
-  std::error_code error;
   try {
     write_file_durably(temporary, content);
+    std::filesystem::rename(temporary, path, error);
+    if (error) throw_system_error("write", path, error.value());
   } catch (...) {
     std::filesystem::remove(temporary, error);
     throw;
   }
-  std::filesystem::rename(temporary, path, error);
-  if (error) throw_system_error("write", path, error.value());
   const std::filesystem::path parent = path.parent_path();
   sync_to_disk(parent.empty() ? "." : parent);
 }

@@ -14,7 +14,8 @@ namespace tda {
 // Creates or truncates `path`, writes `content` and waits until it is on the disk.
 void write_file_durably(const std::filesystem::path& path, std::string_view content);
 
-// Replaces `path` as a whole: a reader, or a crash, sees the old content or the new one and never a part.
+// Replaces `path` as a whole: a reader, or a crash, sees the old content or the new one and never a part. A device, a
+// pipe or a link is written where it stands, since a rename would put a file in its place (/dev/null, say).
 void replace_file(const std::filesystem::path& path, std::string_view content);
 
 // Waits until the content of a file, or the entries of a folder, are on the disk.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from program import Tda, text_of
 
-Tda = Callable[..., subprocess.CompletedProcess[str]]
+RunTda = Callable[..., "subprocess.CompletedProcess[str]"]
 
 RECIPE = """
 [model]
@@ -45,21 +45,16 @@ keep = 2
 """
 
 
-def binary() -> Path:
-    return Path(os.environ.get("TDA_BINARY", Path(__file__).parents[2] / "build" / "tda"))
-
-
 @pytest.fixture(scope="session")
-def run_tda() -> Tda:
-    """Runs build/tda; fails unless it exits with `code`."""
+def run_tda(tda: Tda) -> RunTda:
+    """Runs the program for its text; fails unless it exits with `code`."""
 
     def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command: Sequence[str] = [str(binary()), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = tda(*arguments)
         # Not text=True, which would turn a carriage return that a model wrote into a newline.
-        out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
-        assert done.returncode == code, f"{command} exited with {done.returncode}\n{out}\n{err}"
-        return subprocess.CompletedProcess(command, done.returncode, out, err)
+        out, err = text_of(done.stdout), text_of(done.stderr)
+        assert done.returncode == code, f"{done.args} exited with {done.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
     return run
 
@@ -72,7 +67,7 @@ class SmallRuns:
 
 
 @pytest.fixture(scope="session")
-def small_runs(tmp_path_factory: pytest.TempPathFactory, run_tda: Tda) -> SmallRuns:
+def small_runs(tmp_path_factory: pytest.TempPathFactory, run_tda: RunTda) -> SmallRuns:
     """A softmax and a TDA model of two layers, six steps old."""
     folder = tmp_path_factory.mktemp("small_runs")
     lines = [f"The {word} of number {n} went up to the hill.\n" for n in range(80) for word in ("king", "fox", "ship")]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from program import assert_refused
 from safetensors.numpy import load_file
 
 LAYER = 1
@@ -257,6 +258,7 @@ def test_runs_of_one_name_are_told_apart(small_runs, run_tda, tmp_path):
         (["--text", "{empty}"], "token"),
         (["--text", "{text}", "--dump-qkv", "2"], "--dump-qkv 2"),
         (["--text", "{text}", "--windows", "0"], "--windows"),
+        (["--text", "{text}", "--temperature", "-1"], "temperature is -1, expected a number of at least 0"),
         ([], "--text"),
     ],
 )
@@ -270,20 +272,12 @@ def test_bad_input_is_refused_in_one_line(small_runs, run_tda, tmp_path, argumen
     filled = [argument.format(**places) for argument in arguments]
     output = tmp_path / "output"
     done = run_tda("analyze", small_runs.tda, *filled, "--output", output, code=2)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
-    assert complaint in errors[0]
+    assert_refused(done, complaint, at_work=True)
     assert not output.exists()
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(small_runs, run_tda, tmp_path):
-    done = run_tda(
-        "analyze",
-        tmp_path,
-        "--text",
-        small_runs.text,
-        "--output",
-        tmp_path / "output",
-        code=2,
-    )
-    assert done.stderr.startswith("error: ")
+    output = tmp_path / "output"
+    done = run_tda("analyze", tmp_path, "--text", small_runs.text, "--output", output, code=2)
+    assert_refused(done, str(tmp_path), "manifest.json is missing")
+    assert not output.exists()

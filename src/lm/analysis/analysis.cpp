@@ -12,6 +12,7 @@
 #include "lm/analysis/report_page.h"
 #include "lm/durable_file.h"
 #include "lm/error.h"
+#include "lm/generation/sampler.h"
 
 namespace tda {
 namespace {
@@ -49,6 +50,7 @@ void create_folder(const std::filesystem::path& folder) {
 }  // namespace
 
 nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(const std::string&)>& on_progress) {
+  check_sampling({.temperature = request.options.temperature});
   const std::string text = read_file(request.text);
   std::vector<AnalyzedRun> runs;
   for (const std::filesystem::path& checkpoint : request.checkpoints) {

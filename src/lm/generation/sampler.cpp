@@ -11,8 +11,7 @@
 
 namespace tda {
 
-Sampler::Sampler(const SamplingOptions& options, std::int64_t vocabulary)
-    : options_(options), vocabulary_(vocabulary), state_(options.seed) {
+void check_sampling(const SamplingOptions& options) {
   if (!std::isfinite(options.temperature) || options.temperature < 0) {
     throw Error(fmt::format("temperature is {}, expected a number of at least 0", options.temperature));
   }
@@ -20,6 +19,11 @@ Sampler::Sampler(const SamplingOptions& options, std::int64_t vocabulary)
   if (!(options.top_p > 0 && options.top_p <= 1)) {
     throw Error(fmt::format("top-p is {}, expected a number above 0 and at most 1", options.top_p));
   }
+}
+
+Sampler::Sampler(const SamplingOptions& options, std::int64_t vocabulary)
+    : options_(options), vocabulary_(vocabulary), state_(options.seed) {
+  check_sampling(options);
 }
 
 // SplitMix64 (Steele, Lea, Flood 2014).

@@ -16,11 +16,13 @@ struct SamplingOptions {
   std::uint64_t seed = 0;
 };
 
+// Throws Error on an option out of range.
+void check_sampling(const SamplingOptions& options);
+
 // Seeded; the same logits and seed give the same ids on every machine. top_k applies first, then top_p.
 class Sampler {
  public:
-  // `vocabulary` is the number of real ids: the padded ones behind them are never chosen. Throws Error on an option out
-  // of range.
+  // `vocabulary` is the number of real ids: the padded ones behind them are never chosen. Checks the options.
   Sampler(const SamplingOptions& options, std::int64_t vocabulary);
 
   // logits: (V), V >= vocabulary, any floating type. Throws std::runtime_error when they are not finite.
