@@ -26,6 +26,7 @@ void add_train_command(CLI::App& program, Invocation& invocation);
 void add_generate_command(CLI::App& program, Invocation& invocation);
 void add_score_command(CLI::App& program, Invocation& invocation);
 void add_analyze_command(CLI::App& program, Invocation& invocation);
+void add_report_command(CLI::App& program, Invocation& invocation);
 void add_bench_command(CLI::App& program, Invocation& invocation);
 
 }  // namespace tda

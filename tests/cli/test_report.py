@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, look_at_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=f()><!--"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -87,58 +85,13 @@ def test_data_is_that_of_analysis_json(page, page_file):
     assert "".join(report["runs"][0]["sentence"]["tokens"]) == HOSTILE
 
 
-FRAME = """<!doctype html><body style="margin:0">
-<iframe id="frame" src="report.html" style="border:0;width:{width}px;height:900px"></iframe>
-<script>
-const frame = document.getElementById('frame');
-frame.onload = () => {{
-  const page = frame.contentDocument;
-  const inside = (node) => node.getBoundingClientRect().right <= {width} + 0.5;
-  document.title = JSON.stringify({{
-    ready: page.body.dataset.ready,
-    width: page.documentElement.scrollWidth,
-    plots: page.querySelectorAll('.js-plotly-plot svg.main-svg').length,
-    heatmaps: page.querySelectorAll('.heatmaplayer image').length,
-    lines: page.querySelectorAll('.scatterlayer .trace').length,
-    rows: page.querySelectorAll('#results tbody tr').length,
-    outside: [...page.querySelectorAll('section, table, pre, .chart, .grid > div, select')]
-      .filter((node) => !inside(node)).map((node) => node.id || node.tagName),
-    images: page.querySelectorAll('img').length,
-    samples: [...page.querySelectorAll('pre.sample b')].map((node) => node.textContent),
-    tokens: page.getElementById('map-text').textContent,
-  }});
-}};
-</script>
-"""
-
-
 @pytest.mark.skipif(
     CHROMIUM is None,
     reason="no chromium: apt-get install chromium shows the page itself",
 )
 @pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser(page_file, width):
-    frame = page_file.with_name(f"frame-{width}.html")
-    frame.write_text(FRAME.format(width=width))
-    command = [
-        *(
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--allow-file-access-from-files",
-        ),
-        *(
-            "--window-size=1400,1000",
-            "--virtual-time-budget=20000",
-            "--dump-dom",
-            frame.as_uri(),
-        ),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
-    assert title, done.stdout[-2000:] + done.stderr[-2000:]
-    seen = json.loads(title.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    seen = look_at_page(page_file, width)
     assert seen["ready"] == "true", "the script of the page did not reach its end"
     assert seen["width"] <= width, f"the page is {seen['width']} pixels wide and scrolls sideways"
     assert seen["outside"] == []

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
@@ -10,6 +9,7 @@
 #include "lm/analysis/heads_dump.h"
 #include "lm/analysis/reference_compression.h"
 #include "lm/analysis/report_page.h"
+#include "lm/analysis/run_names.h"
 #include "lm/durable_file.h"
 #include "lm/error.h"
 #include "lm/generation/sampler.h"
@@ -17,13 +17,11 @@
 namespace tda {
 namespace {
 
-// Runs of the same name get their place in the list behind it.
 void make_names_unique(std::vector<AnalyzedRun>& runs) {
   std::vector<std::string> names;
   for (const AnalyzedRun& run : runs) names.push_back(run.name);
-  for (std::size_t index = 0; index < runs.size(); ++index) {
-    if (std::count(names.begin(), names.end(), names[index]) > 1) runs[index].name += fmt::format(" ({})", index + 1);
-  }
+  names = unique_names(std::move(names));
+  for (std::size_t index = 0; index < runs.size(); ++index) runs[index].name = names[index];
 }
 
 void write_heads(const AnalyzedRun& run, const at::Tensor& windows, std::int64_t layer,
@@ -39,12 +37,6 @@ void write_heads(const AnalyzedRun& run, const at::Tensor& windows, std::int64_t
     std::filesystem::remove(partial, ignored);
     throw;
   }
-}
-
-void create_folder(const std::filesystem::path& folder) {
-  std::error_code failure;
-  std::filesystem::create_directories(folder, failure);
-  if (failure) throw Error(fmt::format("cannot make the folder {}: {}", folder.string(), failure.message()));
 }
 
 }  // namespace
@@ -73,15 +65,13 @@ nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(
                     {"bytes", text.size()},
                     {"xz_bits_per_byte", xz ? nlohmann::json(*xz) : nlohmann::json(nullptr)}};
 
-  create_folder(request.output);
   if (request.dump_layer) {
+    create_folder(request.output);
     for (const AnalyzedRun& run : runs) {
       write_heads(run, text_windows(run, text, request.options.windows), *request.dump_layer, request.output);
     }
   }
-  const auto invalid_utf8 = nlohmann::json::error_handler_t::replace;
-  replace_file(request.output / "analysis.json", report.dump(-1, ' ', false, invalid_utf8) + "\n");
-  replace_file(request.output / "report.html", render_report_page(report));
+  write_report(request.output, report);
   return report;
 }
 

@@ -1,11 +1,16 @@
 #include "lm/analysis/report_page.h"
 
+#include <fmt/format.h>
+
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "lm/analysis/embedded_page.h"
+#include "lm/durable_file.h"
+#include "lm/error.h"
 
 namespace tda {
 namespace {
@@ -51,6 +56,19 @@ std::string render_report_page(const nlohmann::json& report) {
     html.append(content);
   }
   return html.append(rest);
+}
+
+void create_folder(const std::filesystem::path& folder) {
+  std::error_code failure;
+  std::filesystem::create_directories(folder, failure);
+  if (failure) throw Error(fmt::format("cannot make the folder {}: {}", folder.string(), failure.message()));
+}
+
+void write_report(const std::filesystem::path& folder, const nlohmann::json& report) {
+  create_folder(folder);
+  const auto invalid_utf8 = nlohmann::json::error_handler_t::replace;
+  replace_file(folder / "analysis.json", report.dump(-1, ' ', false, invalid_utf8) + "\n");
+  replace_file(folder / "report.html", render_report_page(report));
 }
 
 }  // namespace tda

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -18,27 +19,61 @@ std::string percent(double share) {
   return fmt::format("{:.{}f} %", value, (value > 99.9 && value < 100) || (value > 0 && value < 0.1) ? 3 : 1);
 }
 
-Row cells(const nlohmann::json& run) {
+std::string number(const nlohmann::json& value, int decimals) {
+  return value.is_null() ? "-" : fmt::format("{:.{}f}", value.get<double>(), decimals);
+}
+
+std::string millions(const nlohmann::json& parameters) {
+  return parameters.is_null() ? "-" : fmt::format("{:.2f} M", 1e-6 * parameters.get<double>());
+}
+
+Row cells_on_text(const nlohmann::json& run) {
   const nlohmann::json& mean = run.at("statistics").at("views").at(0).at("mean");
-  const nlohmann::json& seconds = run.at("training_seconds");
   return {run.at("name").get<std::string>(),
-          fmt::format("{:.2f} M", 1e-6 * run.at("parameters").get<double>()),
-          fmt::format("{:.3f}", run.at("score").at("bits_per_byte").get<double>()),
+          millions(run.at("parameters")),
+          number(run.at("score").at("bits_per_byte"), 3),
           percent(mean.at("sparsity").get<double>()),
-          fmt::format("{:.2f}", mean.at("sink_ratio").get<double>()),
+          number(mean.at("sink_ratio"), 2),
           percent(mean.at("empty_rows").get<double>()),
-          seconds.is_null() ? "-" : fmt::format("{:.0f}", seconds.get<double>())};
+          number(run.at("training_seconds"), 0)};
+}
+
+Row cells_of_training(const nlohmann::json& run) {
+  const nlohmann::json& statistics = run.at("statistics");
+  const auto share = [&](const char* key) {
+    if (statistics.is_null()) return std::string("-");
+    return percent(statistics.at("views").at(0).at("mean").at(key).get<double>());
+  };
+  return {run.at("name").get<std::string>(),
+          millions(run.at("parameters")),
+          fmt::to_string(run.at("step").get<std::int64_t>()),
+          number(run.at("train_loss"), 3),
+          number(run.at("val_loss"), 3),
+          share("sparsity"),
+          share("empty_rows"),
+          number(run.at("training_seconds"), 0)};
+}
+
+std::vector<Row> rows_on_text(const nlohmann::json& report) {
+  std::vector<Row> rows = {
+      {"model", "parameters", "bits per byte", "exact zeros", "sink ratio", "empty rows", "seconds"}};
+  for (const nlohmann::json& run : report.at("runs")) rows.push_back(cells_on_text(run));
+  const nlohmann::json& xz = report.at("text").at("xz_bits_per_byte");
+  if (!xz.is_null()) rows.push_back({"xz -9e", "-", number(xz, 3), "-", "-", "-", "-"});
+  return rows;
+}
+
+std::vector<Row> rows_of_training(const nlohmann::json& report) {
+  std::vector<Row> rows = {
+      {"model", "parameters", "step", "train loss", "val loss", "exact zeros", "empty rows", "seconds"}};
+  for (const nlohmann::json& run : report.at("runs")) rows.push_back(cells_of_training(run));
+  return rows;
 }
 
 }  // namespace
 
 std::string results_table(const nlohmann::json& report) {
-  std::vector<Row> rows = {
-      {"model", "parameters", "bits per byte", "exact zeros", "sink ratio", "empty rows", "seconds"}};
-  for (const nlohmann::json& run : report.at("runs")) rows.push_back(cells(run));
-  const nlohmann::json& xz = report.at("text").at("xz_bits_per_byte");
-  if (!xz.is_null()) rows.push_back({"xz -9e", "-", fmt::format("{:.3f}", xz.get<double>()), "-", "-", "-", "-"});
-
+  const std::vector<Row> rows = report.at("text").is_null() ? rows_of_training(report) : rows_on_text(report);
   std::vector<std::size_t> widths(rows.front().size(), 0);
   for (const Row& row : rows) {
     for (std::size_t column = 0; column < row.size(); ++column) {

@@ -22,17 +22,19 @@ std::optional<double> number(const nlohmann::json& row, const char* key) {
   return found->get<double>();
 }
 
-// Mean of a [layer][head] table.
-std::optional<double> table_mean(const nlohmann::json& row, const char* key) {
+// [layer][head]; empty when there is none.
+std::vector<std::vector<double>> table(const nlohmann::json& row, const char* key) {
   const auto found = row.find(key);
-  if (found == row.end() || found->is_null()) return std::nullopt;
+  if (found == row.end() || found->is_null()) return {};
+  return found->get<std::vector<std::vector<double>>>();
+}
+
+std::optional<double> mean(const std::vector<std::vector<double>>& table) {
   double sum = 0;
-  std::int64_t count = 0;
-  for (const auto& layer : *found) {
-    for (const auto& value : layer) {
-      sum += value.get<double>();
-      ++count;
-    }
+  std::size_t count = 0;
+  for (const auto& layer : table) {
+    for (const double value : layer) sum += value;
+    count += layer.size();
   }
   if (count == 0) return std::nullopt;
   return sum / static_cast<double>(count);
@@ -45,8 +47,10 @@ HistoryEntry parse_entry(const nlohmann::json& row) {
   entry.seconds = number(row, "seconds");
   entry.train_loss = number(row, "train_loss");
   entry.val_loss = number(row, "val_loss");
-  entry.sparsity = table_mean(row, "sparsity");
-  entry.empty_rows = table_mean(row, "empty_rows");
+  entry.sparsity_of_heads = table(row, "sparsity");
+  entry.empty_rows_of_heads = table(row, "empty_rows");
+  entry.sparsity = mean(entry.sparsity_of_heads);
+  entry.empty_rows = mean(entry.empty_rows_of_heads);
   return entry;
 }
 

@@ -17,6 +17,8 @@ struct HistoryEntry {
   std::optional<double> val_loss;
   std::optional<double> sparsity;    // mean over layers and heads
   std::optional<double> empty_rows;  // mean over layers and heads
+  // The same as [layer][head]; empty when it was not measured.
+  std::vector<std::vector<double>> sparsity_of_heads, empty_rows_of_heads;
 };
 
 // The lines of RUN/metrics.jsonl up to `last_step`, by step. Of several lines of one step (a run that was stopped and

@@ -9,6 +9,12 @@ const runs = report.runs.map((run, index) => ({...run, colour: palette[index % p
 const plotConfig = {displaylogo: false, displayModeBar: false, responsive: true};
 const font = {family: 'system-ui, "DejaVu Sans", sans-serif', size: 13, color: '#1f2430'};
 
+// Without a text (`tda report`) there is only what training wrote: losses in nats per token, zeros and empty rows.
+const onText = report.text !== null;
+const lossKeys = onText ? {train: 'train_bits_per_byte', validation: 'val_bits_per_byte', unit: 'bits per byte'} :
+  {train: 'train_loss', validation: 'val_loss', unit: 'nats per token'};
+const measuredRuns = runs.filter((run) => run.statistics);
+
 const measures = [
   {key: 'sparsity', label: 'exact zeros', share: true,
    note: 'Share of pairs of tokens that the head ignores completely.'},
@@ -20,10 +26,11 @@ const measures = [
    note: '1: attention spread evenly over everything visible; 0: a single token or none.'},
   {key: 'sink_ratio', label: 'sink ratio', share: false,
    note: 'Attention to the first token, relative to an even spread (1).'},
-];
+].filter((measure) => measuredRuns.every((run) => run.statistics.views[0][measure.key]));
 
 const byId = (id) => document.getElementById(id);
 const isNumber = (value) => typeof value === 'number' && Number.isFinite(value);
+const fixed = (value, decimals) => isNumber(value) ? value.toFixed(decimals) : '–';
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 // Plotly reads a few HTML tags in labels.
@@ -67,33 +74,42 @@ const axis = (title, more = {}) => ({title: {text: title, standoff: 6}, gridcolo
 
 // --- results ---------------------------------------------------------------------------------------------------------
 
+const countText = (count) => !isNumber(count) ? '–' :
+  count >= 1e6 ? `${(count / 1e6).toFixed(2)} M` : count.toLocaleString('en');
+
+// Columns of the table: title and the text of a run.
+const shareOf = (key) => (run) => run.statistics ? percent(run.statistics.views[0].mean[key]) : '–';
+const columns = [
+  ['parameters', (run) => countText(run.parameters)],
+  ...(onText ? [['bits per byte', (run) => fixed(run.score.bits_per_byte, 3)]] : [
+    ['step', (run) => run.step.toLocaleString('en')],
+    ['training loss', (run) => fixed(run.train_loss, 3)],
+    ['validation loss', (run) => fixed(run.val_loss, 3)]]),
+  ['exact zeros', shareOf('sparsity')],
+  ...(onText ? [['sink ratio', (run) => fixed(run.statistics.views[0].mean.sink_ratio, 2)]] : []),
+  ['empty rows', shareOf('empty_rows')],
+  ['training time', (run) => duration(run.training_seconds)],
+];
+
 function drawResults() {
-  const columns = ['model', 'parameters', 'bits per byte', 'exact zeros', 'sink ratio', 'empty rows', 'training time'];
   const table = element('table', {}, element('thead', {}, element('tr', {},
-    ...columns.map((name) => element('th', {textContent: name})))));
+    ...['model', ...columns.map(([title]) => title)].map((name) => element('th', {textContent: name})))));
   const body = element('tbody');
+  const cell = (title, textContent) => {
+    const node = element('td', {textContent});
+    node.dataset.label = title;
+    return node;
+  };
   for (const run of runs) {
-    const averages = run.statistics.views[0].mean;
-    const values = [
-      run.parameters >= 1e6 ? `${(run.parameters / 1e6).toFixed(2)} M` : run.parameters.toLocaleString('en'),
-      run.score.bits_per_byte.toFixed(3), percent(averages.sparsity), averages.sink_ratio.toFixed(2),
-      percent(averages.empty_rows), duration(run.training_seconds)];
     const dot = element('span', {className: 'dot'});
     dot.style.background = run.colour;
-    const row = element('tr', {}, element('td', {}, dot, run.name));
-    values.forEach((value, index) => {
-      const cell = element('td', {textContent: value});
-      cell.dataset.label = columns[index + 1];
-      row.append(cell);
-    });
-    body.append(row);
+    body.append(element('tr', {}, element('td', {}, dot, run.name),
+      ...columns.map(([title, textOf]) => cell(title, textOf(run)))));
   }
-  if (report.text.xz_bits_per_byte) {
-    const value = element('td', {textContent: report.text.xz_bits_per_byte.toFixed(3)});
-    value.dataset.label = 'bits per byte';
-    const blank = () => element('td', {className: 'blank'});
-    body.append(element('tr', {className: 'reference'}, element('td', {textContent: 'xz -9e, the same text'}), blank(),
-      value, blank(), blank(), blank(), blank()));
+  if (onText && report.text.xz_bits_per_byte) {
+    const value = fixed(report.text.xz_bits_per_byte, 3);
+    body.append(element('tr', {className: 'reference'}, element('td', {textContent: 'xz -9e, the same text'}),
+      ...columns.map(([title]) => title === 'bits per byte' ? cell(title, value) : element('td', {className: 'blank'}))));
   }
   table.append(body);
   byId('results').append(table);
@@ -101,12 +117,13 @@ function drawResults() {
 }
 
 function comparison() {
-  const baseline = runs.find((run) => run.mechanism === 'softmax');
+  const lossOf = (run) => onText ? run.score.bits_per_byte : run.val_loss;
+  const baseline = runs.find((run) => run.mechanism === 'softmax' && isNumber(lossOf(run)));
   if (!baseline) return '';
-  const base = baseline.score.bits_per_byte;
-  return runs.filter((run) => run !== baseline).map((run) => {
-    const change = 100 * (run.score.bits_per_byte / base - 1);
-    return `${run.name} needs ${Math.abs(change).toFixed(1)} % ${change < 0 ? 'fewer' : 'more'} bits than ${baseline.name}.`;
+  return runs.filter((run) => run !== baseline && isNumber(lossOf(run))).map((run) => {
+    const change = 100 * (lossOf(run) / lossOf(baseline) - 1);
+    return `${run.name} needs ${Math.abs(change).toFixed(1)} % ${change < 0 ? 'fewer' : 'more'} ` +
+      `${onText ? 'bits' : 'nats'} than ${baseline.name}.`;
   }).join(' ');
 }
 
@@ -121,8 +138,8 @@ function drawLoss() {
   const traces = [];
   const finals = [];
   for (const run of runs) {
-    const train = series(run, 'train_bits_per_byte');
-    const validation = series(run, 'val_bits_per_byte');
+    const train = series(run, lossKeys.train);
+    const validation = series(run, lossKeys.validation);
     finals.push(...train.y.slice(-1), ...validation.y);
     traces.push({...train, mode: 'lines', name: `${escaped(run.name)}, training`, opacity: 0.5, showlegend: false,
                  line: {color: run.colour, width: 1}, hovertemplate: 'step %{x}: %{y:.3f}'});
@@ -133,12 +150,12 @@ function drawLoss() {
     byId('learning').remove();
     return;
   }
-  const xz = report.text.xz_bits_per_byte;
+  const xz = report.text?.xz_bits_per_byte;
   const lowest = Math.min(...finals, xz ?? Infinity);
   // The first steps fall from 8 bits; showing them would flatten everything that follows.
   const top = Math.max(2.2 * lowest, xz ? 1.25 * xz : 0);
   const layout = baseLayout({
-    xaxis: axis('training step'), yaxis: axis('bits per byte', {range: [0.9 * lowest, top]}),
+    xaxis: axis('training step'), yaxis: axis(lossKeys.unit, {range: [0.9 * lowest, top]}),
     shapes: [], annotations: [],
   });
   if (xz) {
@@ -171,8 +188,8 @@ const formatCell = (measure, value) => measure.share ? `${(100 * value).toFixed(
 function drawHeads() {
   const measure = measures[byId('measure').selectedIndex];
   byId('measure-note').textContent = measure.note + (measure.share ? ' In percent.' : '');
-  const highest = measure.share ? 1 : Math.max(1, ...runs.flatMap((run) => viewOf(run)[measure.key].flat()));
-  runs.forEach((run, index) => {
+  const highest = measure.share ? 1 : Math.max(1, ...measuredRuns.flatMap((run) => viewOf(run)[measure.key].flat()));
+  measuredRuns.forEach((run, index) => {
     const values = viewOf(run)[measure.key];
     const text = values.map((row) => row.map((value) => formatCell(measure, value)));
     Plotly.react(byId('head-charts').children[index], [{
@@ -189,21 +206,22 @@ function drawHeads() {
 
 function prepareHeads() {
   byId('measure').append(...measures.map((measure) => element('option', {textContent: measure.label})));
-  byId('head-charts').append(...runs.map(() => element('div')));
+  byId('head-charts').append(...measuredRuns.map(() => element('div')));
   byId('measure').addEventListener('change', drawHeads);
   drawHeads();
 }
 
 function drawLayers() {
-  const shown = measures.filter((one) => one.key !== 'sparsity');
+  // Zeros stand in the squares above and, with a text, say the same as survivors; without one there is little else.
+  const shown = onText ? measures.filter((one) => one.key !== 'sparsity') : measures;
   // All places first: Plotly takes the width that its place has when it draws.
   byId('layer-charts').append(...shown.map(() => element('div')));
   shown.forEach((measure, place) => {
     const traces = [];
-    runs.forEach((run, index) => {
+    measuredRuns.forEach((run, index) => {
       const values = viewOf(run)[measure.key];
       // Runs stand side by side instead of on top of each other.
-      const shift = runs.length > 1 ? 0.3 * (index / (runs.length - 1) - 0.5) : 0;
+      const shift = measuredRuns.length > 1 ? 0.3 * (index / (measuredRuns.length - 1) - 0.5) : 0;
       traces.push({mode: 'markers', showlegend: false, marker: {color: run.colour, size: 6, opacity: 0.45},
                    x: values.flatMap((row, layer) => row.map(() => layer + shift)), y: values.flat(),
                    text: values.flatMap((row, layer) => row.map((_, head) => `layer ${layer}, head ${head}`)),
@@ -382,18 +400,31 @@ function drawFrame() {
   const names = runs.map((run) => run.name);
   byId('lead').textContent = runs.length === 1 ? `A look inside the language model ${names[0]}.` :
     `${runs.length} language models side by side: ${names.join(', ')}.`;
-  const measured = runs[0].statistics;
-  byId('provenance').textContent = `Bits per byte over ${report.text.bytes.toLocaleString('en')} bytes of ` +
-    `${report.text.name}; attention over ${measured.windows} windows of ${measured.context} tokens of it. ` +
-    `Checkpoints: ${runs.map((run) => `${run.name} at step ${run.step ?? '?'}`).join(', ')}. Made by tda ${report.version}.`;
+  const steps = runs.map((run) => `${run.name} at step ${run.step ?? '?'}`).join(', ');
+  if (onText) {
+    const measured = runs[0].statistics;
+    byId('provenance').textContent = `Bits per byte over ${report.text.bytes.toLocaleString('en')} bytes of ` +
+      `${report.text.name}; attention over ${measured.windows} windows of ${measured.context} tokens of it. ` +
+      `Checkpoints: ${steps}. Made by tda ${report.version}.`;
+  } else {
+    byId('provenance').textContent = `From metrics.jsonl of ${steps}; attention as of each run's last validation. ` +
+      `Made by tda ${report.version}.`;
+  }
+  // The page holds all sections; those without data go.
+  for (const node of document.querySelectorAll(onText ? '.of-training' : '.on-text')) node.remove();
+  if (!measuredRuns.length) byId('heads').remove();
 }
 
 drawFrame();
 drawResults();
 drawLoss();
 if (byId('learning')) drawSparsityHistory();
-prepareHeads();
-drawLayers();
-prepareSentence();
-drawSamples();
+if (byId('heads')) {
+  prepareHeads();
+  drawLayers();
+}
+if (onText) {
+  prepareSentence();
+  drawSamples();
+}
 document.body.dataset.ready = 'true';
