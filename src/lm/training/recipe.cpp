@@ -7,9 +7,9 @@
 #include <optional>
 #include <sstream>
 
+#include "lm/durable_file.h"
 #include "lm/error.h"
 #include "lm/nearest_name.h"
-#include "lm/durable_file.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"
 

@@ -9,6 +9,7 @@
 
 #include "lm/data/dataset.h"
 #include "lm/data/window_sampler.h"
+#include "lm/durable_file.h"
 #include "lm/error.h"
 #include "lm/generation/generate.h"
 #include "lm/model/gpt.h"
@@ -16,7 +17,6 @@
 #include "lm/training/adamw.h"
 #include "lm/training/checkpoint.h"
 #include "lm/training/cosine_schedule.h"
-#include "lm/durable_file.h"
 #include "lm/training/line_log.h"
 #include "lm/training/progress.h"
 #include "lm/training/recipe_text.h"

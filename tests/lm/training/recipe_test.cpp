@@ -5,8 +5,8 @@
 #include <fstream>
 #include <string>
 
-#include "lm/error.h"
 #include "lm/durable_file.h"
+#include "lm/error.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"
 #include "lm/training/resume_rules.h"

@@ -17,7 +17,7 @@ class Softmax final : public AttentionMechanism {
   HeadLayout layout() const override { return layout_; }
   std::vector<ParameterSpec> parameters(std::int64_t) const override { return {}; }
 
-  // On the CPU, SDPA's bf16 backward takes 2.3 times as long as its fp32 one
+  // On the CPU, SDPA in bf16 is slower than in fp32 at the lengths of small models
   // (docs/experiments/2026-11-22-training-step.md).
   at::ScalarType head_type(at::ScalarType compute, at::Device device) const override {
     return device.is_cpu() ? at::kFloat : compute;
