@@ -115,8 +115,8 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
 
 
 def test_run_directory(whole_run: Path) -> None:
-    assert sorted(path.name for path in whole_run.iterdir()) == [
-        "checkpoints", "metrics.jsonl", "recipe.toml", "samples.jsonl"
+    assert sorted(path.name.split(".tfevents.")[0] for path in whole_run.iterdir()) == [
+        "checkpoints", "events.out", "metrics.jsonl", "recipe.toml", "samples.jsonl"
     ]  # fmt: skip
     assert sorted(path.name for path in (whole_run / "checkpoints").iterdir()) == ["step-000009", "step-000012"]
     lines = read_lines(whole_run / "metrics.jsonl")

@@ -52,6 +52,10 @@ struct SampleSettings {
   double temperature = 0.8;
 };
 
+struct LogSettings {
+  bool tensorboard = true;
+};
+
 struct Recipe {
   Recipe() { model.vocabulary = 0; }
 
@@ -61,6 +65,7 @@ struct Recipe {
   ValidationSettings validation;
   CheckpointSettings checkpoint;
   SampleSettings sample;
+  LogSettings log;
 
   std::int64_t micro_steps() const { return train.tokens_per_step / (train.micro_batch * model.context); }
   // The step after which this process ends.

@@ -151,6 +151,7 @@ std::vector<RecipeField> other_fields() {
       field("sample", "prompt", MEMBER(sample.prompt), "what the samples continue", free),
       at_least(1, field("sample", "tokens", MEMBER(sample.tokens), "length of a sample", free)),
       at_least(0, field("sample", "temperature", MEMBER(sample.temperature), "of the samples; 0 is greedy", free)),
+      field("log", "tensorboard", MEMBER(log.tensorboard), "also write metrics as event files of TensorBoard", free),
   };
 }
 

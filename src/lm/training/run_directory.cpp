@@ -13,6 +13,7 @@
 
 #include "lm/error.h"
 #include "lm/training/checkpoint.h"
+#include "lm/training/tensorboard_log.h"
 
 namespace tda {
 namespace {
@@ -22,6 +23,10 @@ namespace fs = std::filesystem;
 // The `.writing` file is what a kill in the middle of replacing the recipe leaves.
 constexpr std::array<std::string_view, 5> kOwnNames = {"recipe.toml", "recipe.toml.writing", "metrics.jsonl",
                                                        "samples.jsonl", "checkpoints"};
+
+bool is_own(const std::string& name) {
+  return name.starts_with(kEventFilePrefix) || std::find(kOwnNames.begin(), kOwnNames.end(), name) != kOwnNames.end();
+}
 
 }  // namespace
 
@@ -38,7 +43,7 @@ void require_usable_output(const fs::path& path, bool resume) {
   }
   for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
-    if (std::find(kOwnNames.begin(), kOwnNames.end(), name) == kOwnNames.end()) {
+    if (!is_own(name)) {
       throw Error(fmt::format("output {} is no run directory: it holds {}", path.string(), name),
                   "choose another --output");
     }

@@ -1,4 +1,5 @@
-// The folder of one run: recipe.toml, metrics.jsonl, samples.jsonl and checkpoints/, and who may write there.
+// The folder of one run: recipe.toml, metrics.jsonl, samples.jsonl, event files and checkpoints/, and who may write
+// there.
 #pragma once
 
 #include <filesystem>

@@ -23,6 +23,7 @@
 #include "lm/training/resume_rules.h"
 #include "lm/training/run_directory.h"
 #include "lm/training/stop_signal.h"
+#include "lm/training/tensorboard_log.h"
 #include "lm/training/throughput.h"
 #include "lm/training/training_device.h"
 #include "lm/training/training_state.h"
@@ -53,6 +54,7 @@ class Trainer {
   StepReport train_step();
   void require_finite(double value, const std::string& what, const std::string& where) const;
   void validate_into(ordered_json& line, Progress& progress);
+  void log(const ordered_json& line);
   void sample(Progress& progress);
   void write_checkpoint(Progress& progress);
   void summarize() const;
@@ -69,6 +71,7 @@ class Trainer {
   std::optional<AdamW> optimizer_;
   TrainingState state_;  // seconds: those of earlier processes
   std::optional<LineLog> metrics_, samples_;
+  std::optional<TensorBoardLog> tensorboard_;
   std::filesystem::path last_checkpoint_;
   double flops_per_token_ = 0.0;
   double peak_flops_ = 0.0;
@@ -103,6 +106,7 @@ void Trainer::start_from_scratch(const RunDirectory& run) {
   replace_file(run.recipe(), recipe_toml(resolved_));
   metrics_.emplace(run.metrics(), 0);
   samples_.emplace(run.samples(), 0);
+  if (recipe().log.tensorboard) tensorboard_.emplace(run_, 0);
 }
 
 void Trainer::resume_from(const std::filesystem::path& step_directory, const RunDirectory& run) {
@@ -117,6 +121,7 @@ void Trainer::resume_from(const std::filesystem::path& step_directory, const Run
   replace_file(run.recipe(), recipe_toml(resolved_));
   metrics_.emplace(run.metrics(), state_.metrics_bytes);
   samples_.emplace(run.samples(), state_.samples_bytes);
+  if (recipe().log.tensorboard) tensorboard_.emplace(run_, state_.step + 1);
   last_checkpoint_ = step_directory;
   first_step_ = state_.step;
   fmt::print(stderr, "resuming from {}\n", step_directory.string());
@@ -131,7 +136,7 @@ int Trainer::run() {
     if (!checkpoint_is_current) {
       ordered_json line = {{"step", 0}, {"tokens", 0}};
       validate_into(line, progress);
-      metrics_->append(line);
+      log(line);
     }
     while (state_.step < recipe().last_step() && StopSignal::requested() == 0) {
       const StepReport report = train_step();
@@ -145,7 +150,7 @@ int Trainer::run() {
                            {"model_flops_utilization", report.model_flops_utilization},
                            {"seconds", seconds()}};
       if (due(recipe().validation.every)) validate_into(line, progress);
-      metrics_->append(line);
+      log(line);
       if (recipe().sample.every > 0 && due(recipe().sample.every)) sample(progress);
       checkpoint_is_current = due(recipe().checkpoint.every);
       if (checkpoint_is_current) write_checkpoint(progress);
@@ -240,6 +245,11 @@ void Trainer::validate_into(ordered_json& line, Progress& progress) {
       fmt::format("step {}  validation loss {:.4f} nats per token ({} windows)", state_.step, result.loss, windows));
 }
 
+void Trainer::log(const ordered_json& line) {
+  metrics_->append(line);
+  if (tensorboard_) tensorboard_->append(line);
+}
+
 void Trainer::sample(Progress& progress) {
   const SampleSettings& settings = recipe().sample;
   std::vector<std::int32_t> prompt = {tokenizer_->end_of_text()};
@@ -262,6 +272,7 @@ void Trainer::sample(Progress& progress) {
 void Trainer::write_checkpoint(Progress& progress) {
   metrics_->sync();
   samples_->sync();
+  if (tensorboard_) tensorboard_->sync();
   TrainingState state = state_;
   state.seconds = seconds();
   state.metrics_bytes = metrics_->size();
