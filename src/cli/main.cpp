@@ -42,6 +42,7 @@ void add_commands(CLI::App& program, tda::Invocation& invocation) {
   tda::add_train_command(program, invocation);
   tda::add_analyze_command(program, invocation);
   tda::add_report_command(program, invocation);
+  tda::add_export_command(program, invocation);
   tda::add_bench_command(program, invocation);
   tda::add_help_command(program, invocation);
 }
