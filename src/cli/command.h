@@ -28,6 +28,7 @@ void add_score_command(CLI::App& program, Invocation& invocation);
 void add_analyze_command(CLI::App& program, Invocation& invocation);
 void add_report_command(CLI::App& program, Invocation& invocation);
 void add_export_command(CLI::App& program, Invocation& invocation);
+void add_sweep_command(CLI::App& program, Invocation& invocation);
 void add_bench_command(CLI::App& program, Invocation& invocation);
 
 }  // namespace tda

@@ -43,6 +43,7 @@ void add_commands(CLI::App& program, tda::Invocation& invocation) {
   tda::add_analyze_command(program, invocation);
   tda::add_report_command(program, invocation);
   tda::add_export_command(program, invocation);
+  tda::add_sweep_command(program, invocation);
   tda::add_bench_command(program, invocation);
   tda::add_help_command(program, invocation);
 }

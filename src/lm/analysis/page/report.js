@@ -127,6 +127,41 @@ function comparison() {
   }).join(' ');
 }
 
+// --- a grid over recipe keys -----------------------------------------------------------------------------------------
+
+function gridTraces(key, values) {
+  const numbers = values.map(Number);
+  const position = numbers.every(Number.isFinite) ? Number : (value) => value;
+  const others = (run) => JSON.stringify(Object.entries(run.grid).filter(([name]) => name !== key));
+  const loss = (run) => run.val_loss ?? run.train_loss;
+  return [...new Set(runs.map(others))].map((rest) => {
+    const line = runs.filter((run) => others(run) === rest && isNumber(loss(run)));
+    return {x: line.map((run) => position(run.grid[key])), y: line.map(loss), mode: 'lines+markers', showlegend: false,
+            text: line.map((run) => escaped(run.name)), line: {color: '#c3c9d6', width: 1},
+            marker: {size: 9, color: line.map((run) => run.colour)}, hovertemplate: '%{text}: %{y:.4f}<extra></extra>'};
+  });
+}
+
+function drawGrid() {
+  const varied = (report.grid ?? []).filter(({values}) => values.length > 1);
+  if (!varied.length) {
+    byId('grid').remove();
+    return;
+  }
+  byId('grid-charts').append(...varied.map(() => element('div')));
+  varied.forEach(({key, values}, place) => {
+    const numbers = values.map(Number);
+    const numeric = numbers.every(Number.isFinite);
+    // Learning rates and sizes are chosen by factors, not by steps.
+    const wide = numeric && Math.min(...numbers) > 0 && Math.max(...numbers) / Math.min(...numbers) >= 8;
+    Plotly.newPlot(byId('grid-charts').children[place], gridTraces(key, values), baseLayout({
+      height: 290, margin: {l: 58, r: 10, t: 16, b: 44}, yaxis: axis('nats per token'),
+      xaxis: axis(escaped(key), numeric ? {type: wide ? 'log' : 'linear', tickvals: numbers, ticktext: values} :
+        {type: 'category', categoryarray: values}),
+    }), plotConfig);
+  });
+}
+
 // --- learning curves -------------------------------------------------------------------------------------------------
 
 const series = (run, key) => {
@@ -417,6 +452,7 @@ function drawFrame() {
 
 drawFrame();
 drawResults();
+drawGrid();
 drawLoss();
 if (byId('learning')) drawSparsityHistory();
 if (byId('heads')) {
