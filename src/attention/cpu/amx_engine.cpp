@@ -57,35 +57,70 @@ TDA_TARGET_AMX void end(const void* saved_state) {
   }
 }
 
-// Tests one 16 x 16 sub-tile of scores and copies it out if some score exceeds its lane's bound.
-TDA_TARGET_AMX inline std::uint64_t keep_if_exceeding(const float* tile, const float* y_scale, __m512 bound,
-                                                      float* scores) {
-  // Two chains of maxima, since one would wait for its own latency.
+// What decides about 16 rows against 16 lanes (see Bf16Engine::score).
+struct Bounds {
+  __m512 exact;   // what score * scale must exceed
+  __m512 coarse;  // the same for lanes where it is not negative, else -infinity
+};
+
+TDA_TARGET_AMX inline Bounds load_bounds(const float* bound) {
+  const __m512 exact = _mm512_loadu_ps(bound);
+  const __mmask16 negative = _mm512_cmp_ps_mask(exact, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return {exact, _mm512_mask_mov_ps(exact, negative, _mm512_set1_ps(-__builtin_inff()))};
+}
+
+// Two chains of maxima, since one would wait for its own latency. A NaN score counts as -infinity.
+template <bool kScaled>
+TDA_TARGET_AMX inline __m512 largest_scores(const float* tile, const float* scale) {
   __m512 even = _mm512_set1_ps(-__builtin_inff()), odd = even;
-  if (y_scale == nullptr) {
-    for (int r = 0; r < 16; r += 2) {
-      even = _mm512_max_ps(_mm512_load_ps(tile + 16 * r), even);  // keeps `even` where the score is NaN
-      odd = _mm512_max_ps(_mm512_load_ps(tile + 16 * r + 16), odd);
+  for (int r = 0; r < 16; r += 2) {
+    __m512 first = _mm512_load_ps(tile + 16 * r), second = _mm512_load_ps(tile + 16 * r + 16);
+    if constexpr (kScaled) {
+      first = _mm512_mul_ps(first, _mm512_set1_ps(scale[r]));
+      second = _mm512_mul_ps(second, _mm512_set1_ps(scale[r + 1]));
     }
-  } else {
-    for (int r = 0; r < 16; r += 2) {
-      even = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(tile + 16 * r), _mm512_set1_ps(y_scale[r])), even);
-      odd = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(tile + 16 * r + 16), _mm512_set1_ps(y_scale[r + 1])), odd);
-    }
+    even = _mm512_max_ps(first, even);
+    odd = _mm512_max_ps(second, odd);
   }
-  if (__builtin_expect(_mm512_cmp_ps_mask(_mm512_max_ps(even, odd), bound, _CMP_GT_OQ) == 0, 1)) return 0;
+  return _mm512_max_ps(even, odd);
+}
+
+// Tests one 16 x 16 sub-tile of scores and copies it out if some score exceeds its lane's bound.
+//
+// Nearly every sub-tile is empty, so one comparison with the largest scale of the rows comes first: a product of
+// positive numbers rounds to no more than the product of larger ones, and a negative score exceeds no bound >= 0.
+TDA_TARGET_AMX inline std::uint64_t keep_if_exceeding(const float* tile, const float* scale, float largest_scale,
+                                                      const Bounds& bounds, float* scores) {
+  const __m512 largest = _mm512_mul_ps(largest_scores<false>(tile, nullptr), _mm512_set1_ps(largest_scale));
+  if (__builtin_expect(_mm512_cmp_ps_mask(largest, bounds.coarse, _CMP_GT_OQ) == 0, 1)) return 0;
+  if (scale != nullptr && _mm512_cmp_ps_mask(largest_scores<true>(tile, scale), bounds.exact, _CMP_GT_OQ) == 0) {
+    return 0;
+  }
   for (int r = 0; r < 16; ++r) _mm512_storeu_ps(scores + 64 * r, _mm512_load_ps(tile + 16 * r));
   return 1;
 }
 
-// Head dimensions up to 64: the operand of 32 lanes stays in tiles 4..7 while the rows stream past.
+// Head dimensions up to 64: the operand of 32 lanes stays in tiles 4..7 while the rows stream past. A load right behind
+// the tile store that feeds it would wait for the products, so each pair of sub-tiles is tested one step later.
 template <int kSteps>
 TDA_TARGET_AMX std::uint64_t score_resident(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices,
-                                            const std::uint32_t* x, const float* y_scale, const float* bound,
+                                            const std::uint32_t* x, const RowScales& scales, const float* bound,
                                             float* scores) {
-  alignas(64) float tile[2][256];
+  alignas(64) float buffer[2][2][256];
   const std::ptrdiff_t y_bytes = y_stride * 2;
   std::uint64_t live = 0;
+  Bounds bounds[2][2];
+  for (int half = 0; half < 2; ++half) {
+    for (int group = 0; group < 2; ++group) bounds[half][group] = load_bounds(bound + 32 * half + 16 * group);
+  }
+  const auto test = [&](const float(*tile)[256], int half, int slice) __attribute__((always_inline)) {
+    const float* scale = scales.scale == nullptr ? nullptr : scales.scale + 16 * slice;
+    const float largest = scales.scale == nullptr ? 1.0f : scales.largest[slice];
+    float* to = scores + 16 * slice * 64 + 32 * half;
+    const std::uint64_t first = keep_if_exceeding(tile[0], scale, largest, bounds[half][0], to);
+    const std::uint64_t second = keep_if_exceeding(tile[1], scale, largest, bounds[half][1], to + 16);
+    live |= (first | second << 1) << (4 * slice + 2 * half);
+  };
   publish(y);
   for (int half = 0; half < 2; ++half) {
     const std::uint32_t* lanes = x + 32 * half;
@@ -95,10 +130,10 @@ TDA_TARGET_AMX std::uint64_t score_resident(const std::uint16_t* y, std::ptrdiff
       _tile_loadd(6, lanes + 16 * 64, 256);
       _tile_loadd(7, lanes + 16 * 64 + 16, 256);
     }
-    const __m512 bound0 = _mm512_loadu_ps(bound + 32 * half);
-    const __m512 bound1 = _mm512_loadu_ps(bound + 32 * half + 16);
     for (int slice = 0; slice < slices; ++slice) {
       const std::uint16_t* rows = y + 16 * slice * y_stride;
+      const int step = half * slices + slice;
+      float(*tile)[256] = buffer[step % 2];
       _tile_zero(0);
       _tile_zero(1);
       _tile_loadd(2, rows, y_bytes);
@@ -111,22 +146,34 @@ TDA_TARGET_AMX std::uint64_t score_resident(const std::uint16_t* y, std::ptrdiff
       }
       _tile_stored(0, tile[0], 64);
       _tile_stored(1, tile[1], 64);
-      const float* scale = y_scale == nullptr ? nullptr : y_scale + 16 * slice;
-      float* to = scores + 16 * slice * 64 + 32 * half;
-      const std::uint64_t first = keep_if_exceeding(tile[0], scale, bound0, to);
-      const std::uint64_t second = keep_if_exceeding(tile[1], scale, bound1, to + 16);
-      live |= (first | second << 1) << (4 * slice + 2 * half);
+      if (slice > 0) {
+        test(buffer[(step - 1) % 2], half, slice - 1);
+      } else if (half > 0) {
+        test(buffer[(step - 1) % 2], 0, slices - 1);
+      }
     }
   }
+  test(buffer[(2 * slices - 1) % 2], 1, slices - 1);
   return live;
 }
 
-// Any head dimension: one slice against all 64 lanes, both operands streamed.
+// Any head dimension: one slice against all 64 lanes, both operands streamed, tested one step later as above.
 TDA_TARGET_AMX std::uint64_t score_streamed(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices, int depth32,
-                                            const std::uint32_t* x, const float* y_scale, const float* bound,
+                                            const std::uint32_t* x, const RowScales& scales, const float* bound,
                                             float* scores) {
-  alignas(64) float tile[4][256];
+  alignas(64) float buffer[2][4][256];
   std::uint64_t live = 0;
+  Bounds bounds[4];
+  for (int group = 0; group < 4; ++group) bounds[group] = load_bounds(bound + 16 * group);
+  const auto test = [&](int slice) __attribute__((always_inline)) {
+    const float* scale = scales.scale == nullptr ? nullptr : scales.scale + 16 * slice;
+    const float largest = scales.scale == nullptr ? 1.0f : scales.largest[slice];
+    for (int group = 0; group < 4; ++group) {
+      live |= keep_if_exceeding(buffer[slice % 2][group], scale, largest, bounds[group],
+                                scores + 16 * slice * 64 + 16 * group)
+              << (4 * slice + group);
+    }
+  };
   publish(y);
   for (int slice = 0; slice < slices; ++slice) {
     _tile_zero(0);
@@ -145,25 +192,22 @@ TDA_TARGET_AMX std::uint64_t score_streamed(const std::uint16_t* y, std::ptrdiff
       _tile_loadd(5, lanes + 48, 256);
       _tile_dpbf16ps(3, 4, 5);
     }
+    float(*tile)[256] = buffer[slice % 2];
     _tile_stored(0, tile[0], 64);
     _tile_stored(1, tile[1], 64);
     _tile_stored(2, tile[2], 64);
     _tile_stored(3, tile[3], 64);
-    const float* scale = y_scale == nullptr ? nullptr : y_scale + 16 * slice;
-    for (int group = 0; group < 4; ++group) {
-      live |= keep_if_exceeding(tile[group], scale, _mm512_loadu_ps(bound + 16 * group),
-                                scores + 16 * slice * 64 + 16 * group)
-              << (4 * slice + group);
-    }
+    if (slice > 0) test(slice - 1);
   }
+  test(slices - 1);
   return live;
 }
 
 TDA_TARGET_AMX std::uint64_t score(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices, int depth32,
-                                   const std::uint32_t* x, const float* y_scale, const float* bound, float* scores) {
-  if (depth32 == 1) return score_resident<1>(y, y_stride, slices, x, y_scale, bound, scores);
-  if (depth32 == 2) return score_resident<2>(y, y_stride, slices, x, y_scale, bound, scores);
-  return score_streamed(y, y_stride, slices, depth32, x, y_scale, bound, scores);
+                                   const std::uint32_t* x, const RowScales& scales, const float* bound, float* scores) {
+  if (depth32 == 1) return score_resident<1>(y, y_stride, slices, x, scales, bound, scores);
+  if (depth32 == 2) return score_resident<2>(y, y_stride, slices, x, scales, bound, scores);
+  return score_streamed(y, y_stride, slices, depth32, x, scales, bound, scores);
 }
 
 // c (16 kM x 16 kN): tiles 0..3 hold c, 4 and 5 rows of a, 6 and 7 columns of b.
@@ -232,8 +276,8 @@ bool available() {
 }  // namespace
 
 const Bf16Engine* amx_engine() {
-  static const Bf16Engine engine = {"amx",           begin,          end,           score, multiply,
-                                    transpose_words, pair_bf16_rows, pair_fp32_rows};
+  static const Bf16Engine engine = {
+      "amx", begin, end, score, multiply, transpose_words, pair_bf16_rows, pair_fp32_rows, round_fp32_tile};
   static const bool usable = available();
   return usable ? &engine : nullptr;
 }

@@ -148,6 +148,9 @@ class ForwardUnit {
         for (int key = 0; key < chunk_keys_; ++key) unit_scale(inverse[key], s.key_scale[key]);
       }
       std::fill(s.key_scale + chunk_keys_, s.key_scale + kChunk, 0.0f);
+      for (int slice = 0; slice * kSlice < kChunk; ++slice) {
+        s.slice_scale[slice] = *std::max_element(s.key_scale + slice * kSlice, s.key_scale + (slice + 1) * kSlice);
+      }
       keys_plain_[v] = all_plain(inverse, chunk_keys_);
       keys_ready_[v] = 0;
       keys_rounded_[v] = false;
@@ -226,9 +229,9 @@ class ForwardUnit {
     std::ptrdiff_t stride = 0;
     const std::uint16_t* keys = engine_keys(v, stride);
     const std::uint32_t* pairs = s.query_pairs + block * kBlock * 16 * plan_.depth32;
-    std::uint64_t live =
-        plan_.engine->score(keys, stride, slices, plan_.depth32, pairs, plan_.engine_scores ? s.key_scale : nullptr,
-                            s.bound + block * kBlock, s.scores);
+    std::uint64_t live = plan_.engine->score(keys, stride, slices, plan_.depth32, pairs,
+                                             plan_.engine_scores ? RowScales{s.key_scale, s.slice_scale} : RowScales{},
+                                             s.bound + block * kBlock, s.scores);
     for (unsigned bad = bad_slices_[v]; bad != 0; bad &= bad - 1) {
       const int slice = __builtin_ctz(bad);
       if (slice >= slices) break;

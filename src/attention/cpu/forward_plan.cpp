@@ -43,6 +43,7 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& 
     s.queries_ready = arena.take<std::uint8_t>(blocks);
     s.scores = arena.take<float>(kChunk * kBlock);
     s.key_scale = arena.take<float>(kChunk);
+    s.slice_scale = arena.take<float>(kChunk / kSlice);
     s.key_power = arena.take<float>(kChunk);
     s.keys_bf16 = arena.take<std::uint16_t>(engine ? kChunk * depth : 0);
     s.keys_unit = arena.take<float>(plan.engine_scores ? 0 : kChunk * plan.head_dim);

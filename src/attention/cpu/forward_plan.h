@@ -35,6 +35,7 @@ struct ViewScratch {
   std::uint8_t* queries_ready;  // [blocks]
   float* scores;                // [kChunk][64]
   float* key_scale;             // [kChunk]
+  float* slice_scale;           // [kChunk / 16] the largest of every slice
   float* key_power;             // [kChunk]
   std::uint16_t* keys_bf16;     // [kChunk][32 * depth32]
   float* keys_unit;             // [kChunk][head_dim] filled slice by slice when first needed
