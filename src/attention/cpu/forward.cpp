@@ -458,7 +458,7 @@ class ForwardUnit {
       const Rows values = tile_values(tile, true);
       problem_.simd.multiply(block_rows(block), plan_.value_stride, tile_keys, scratch_.weights, 1, kBlock,
                              static_cast<const float*>(values.data), values.stride, accumulator, plan_.value_stride,
-                             true);
+                             ProductMode::kContinue);
     }
   }
 

@@ -25,13 +25,15 @@ constexpr int kGroupVectors = kSlice / kLanes;
 template <int kRows, int kVectors>
 HWY_INLINE void MultiplyTile(int k, const float* HWY_RESTRICT a, std::ptrdiff_t a_row, std::ptrdiff_t a_column,
                              const float* HWY_RESTRICT b, std::ptrdiff_t b_row, float* HWY_RESTRICT c,
-                             std::ptrdiff_t c_row, bool accumulate) {
+                             std::ptrdiff_t c_row, ProductMode mode) {
   const F32 d;
   VF sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = accumulate ? hn::LoadU(d, c + r * c_row + v * kLanes) : hn::Zero(d);
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = mode == ProductMode::kContinue ? hn::LoadU(d, c + r * c_row + v * kLanes) : hn::Zero(d);
+    }
   }
   for (int i = 0; i < k; ++i) {
     VF column[kVectors];
@@ -50,52 +52,53 @@ HWY_INLINE void MultiplyTile(int k, const float* HWY_RESTRICT a, std::ptrdiff_t 
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(sum[r][v], d, c + r * c_row + v * kLanes);
+      float* to = c + r * c_row + v * kLanes;
+      hn::StoreU(mode == ProductMode::kAddSum ? hn::Add(hn::LoadU(d, to), sum[r][v]) : sum[r][v], d, to);
     }
   }
 }
 
 template <int kVectors>
 void MultiplyColumns(int m, int k, const float* a, std::ptrdiff_t a_row, std::ptrdiff_t a_column, const float* b,
-                     std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, bool accumulate) {
+                     std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, ProductMode mode) {
   constexpr int kRows = kVectors == 1 ? 8 : 6;
   int r = 0;
   for (; r + kRows <= m; r += kRows) {
-    MultiplyTile<kRows, kVectors>(k, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, accumulate);
+    MultiplyTile<kRows, kVectors>(k, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, mode);
   }
   const float* a_rest = a + r * a_row;
   float* c_rest = c + r * c_row;
   int rest = m - r;
   if (rest >= 4) {
-    MultiplyTile<4, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, accumulate);
+    MultiplyTile<4, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, mode);
     a_rest += 4 * a_row;
     c_rest += 4 * c_row;
     rest -= 4;
   }
   if (rest >= 2) {
-    MultiplyTile<2, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, accumulate);
+    MultiplyTile<2, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, mode);
     a_rest += 2 * a_row;
     c_rest += 2 * c_row;
     rest -= 2;
   }
-  if (rest == 1) MultiplyTile<1, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, accumulate);
+  if (rest == 1) MultiplyTile<1, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, mode);
 }
 
 void Multiply(int m, int n, int k, const float* a, std::ptrdiff_t a_row, std::ptrdiff_t a_column, const float* b,
-              std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, bool accumulate) {
+              std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, ProductMode mode) {
   // Four vectors need 24 accumulators, which only the 32 registers of AVX-512 hold.
   constexpr int kWide = kLanes == 16 ? 4 : 2;
   int column = 0;
   for (; column + kWide * kLanes <= n; column += kWide * kLanes) {
-    MultiplyColumns<kWide>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, accumulate);
+    MultiplyColumns<kWide>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, mode);
   }
   if constexpr (kWide == 4) {
     if (column + 2 * kLanes <= n) {
-      MultiplyColumns<2>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, accumulate);
+      MultiplyColumns<2>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, mode);
       column += 2 * kLanes;
     }
   }
-  if (column < n) MultiplyColumns<1>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, accumulate);
+  if (column < n) MultiplyColumns<1>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, mode);
 }
 
 // As MultiplyTile, but in segments of the depth: two sets of accumulators.
