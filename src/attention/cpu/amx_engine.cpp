@@ -69,95 +69,112 @@ TDA_TARGET_AMX inline Bounds load_bounds(const float* bound) {
   return {exact, _mm512_mask_mov_ps(exact, negative, _mm512_set1_ps(-__builtin_inff()))};
 }
 
-// Two chains of maxima, since one would wait for its own latency. A NaN score counts as -infinity.
-template <bool kScaled>
-TDA_TARGET_AMX inline __m512 largest_scores(const float* tile, const float* scale) {
-  __m512 even = _mm512_set1_ps(-__builtin_inff()), odd = even;
-  for (int r = 0; r < 16; r += 2) {
-    __m512 first = _mm512_load_ps(tile + 16 * r), second = _mm512_load_ps(tile + 16 * r + 16);
-    if constexpr (kScaled) {
-      first = _mm512_mul_ps(first, _mm512_set1_ps(scale[r]));
-      second = _mm512_mul_ps(second, _mm512_set1_ps(scale[r + 1]));
-    }
-    even = _mm512_max_ps(first, even);
-    odd = _mm512_max_ps(second, odd);
-  }
-  return _mm512_max_ps(even, odd);
+TDA_TARGET_AMX inline __m512 largest_of_4(const float* tile, __m512 scale) {
+  const __m512 first = _mm512_max_ps(_mm512_load_ps(tile), _mm512_load_ps(tile + 16));
+  const __m512 second = _mm512_max_ps(_mm512_load_ps(tile + 32), _mm512_load_ps(tile + 48));
+  return _mm512_mul_ps(_mm512_max_ps(first, second), scale);
 }
 
-// Tests one 16 x 16 sub-tile of scores and copies it out if some score exceeds its lane's bound.
-//
-// Nearly every sub-tile is empty, so one comparison with the largest scale of the rows comes first: a product of
-// positive numbers rounds to no more than the product of larger ones, and a negative score exceeds no bound >= 0.
-TDA_TARGET_AMX inline std::uint64_t keep_if_exceeding(const float* tile, const float* scale, float largest_scale,
-                                                      const Bounds& bounds, float* scores) {
-  const __m512 largest = _mm512_mul_ps(largest_scores<false>(tile, nullptr), _mm512_set1_ps(largest_scale));
-  if (__builtin_expect(_mm512_cmp_ps_mask(largest, bounds.coarse, _CMP_GT_OQ) == 0, 1)) return 0;
-  if (scale != nullptr && _mm512_cmp_ps_mask(largest_scores<true>(tile, scale), bounds.exact, _CMP_GT_OQ) == 0) {
-    return 0;
+TDA_TARGET_AMX inline bool exceeds_exactly(const float* tile, const float* scale, __m512 bound) {
+  __m512 largest = _mm512_set1_ps(-__builtin_inff());
+  for (int r = 0; r < 16; ++r) {
+    largest = _mm512_max_ps(_mm512_mul_ps(_mm512_load_ps(tile + 16 * r), _mm512_set1_ps(scale[r])), largest);
   }
+  return _mm512_cmp_ps_mask(largest, bound, _CMP_GT_OQ) != 0;
+}
+
+// Tests one 16 x 16 sub-tile of scores and copies it out if some score exceeds its lane's bound. Operands are
+// finite and of moderate size, so no score is NaN.
+//
+// Nearly every sub-tile is empty, so four rows at a time meet the largest of their scales first: a product of positive
+// numbers rounds to no more than the product of larger ones, and a negative score exceeds no bound >= 0.
+TDA_TARGET_AMX inline std::uint64_t keep_if_exceeding(const float* tile, const RowScales& scales, int first_row,
+                                                      const Bounds& bounds, float* scores) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const float* of_4 = scales.scale == nullptr ? nullptr : scales.largest_of_4 + first_row / 4;
+  __m512 largest[4];
+  for (int i = 0; i < 4; ++i) {
+    largest[i] = largest_of_4(tile + 64 * i, of_4 == nullptr ? one : _mm512_set1_ps(of_4[i]));
+  }
+  const __m512 all = _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]), _mm512_max_ps(largest[2], largest[3]));
+  if (__builtin_expect(_mm512_cmp_ps_mask(all, bounds.coarse, _CMP_GT_OQ) == 0, 1)) return 0;
+  if (scales.scale != nullptr && !exceeds_exactly(tile, scales.scale + first_row, bounds.exact)) return 0;
   for (int r = 0; r < 16; ++r) _mm512_storeu_ps(scores + 64 * r, _mm512_load_ps(tile + 16 * r));
   return 1;
 }
 
-// Head dimensions up to 64: the operand of 32 lanes stays in tiles 4..7 while the rows stream past. A load right behind
-// the tile store that feeds it would wait for the products, so each pair of sub-tiles is tested one step later.
+// Head dimensions up to 64. Waiting is what costs here: a tile store waits for its products, a load of what it stores
+// waits for the store. So two pairs of sub-tiles alternate, each is stored while the other multiplies, and what is
+// tested was stored a step before.
 template <int kSteps>
 TDA_TARGET_AMX std::uint64_t score_resident(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices,
                                             const std::uint32_t* x, const RowScales& scales, const float* bound,
                                             float* scores) {
-  alignas(64) float buffer[2][2][256];
+  alignas(64) float even[2][2][256], odd[2][2][256];
   const std::ptrdiff_t y_bytes = y_stride * 2;
   std::uint64_t live = 0;
-  Bounds bounds[2][2];
-  for (int half = 0; half < 2; ++half) {
-    for (int group = 0; group < 2; ++group) bounds[half][group] = load_bounds(bound + 32 * half + 16 * group);
-  }
-  const auto test = [&](const float(*tile)[256], int half, int slice) __attribute__((always_inline)) {
-    const float* scale = scales.scale == nullptr ? nullptr : scales.scale + 16 * slice;
-    const float largest = scales.scale == nullptr ? 1.0f : scales.largest[slice];
-    float* to = scores + 16 * slice * 64 + 32 * half;
-    const std::uint64_t first = keep_if_exceeding(tile[0], scale, largest, bounds[half][0], to);
-    const std::uint64_t second = keep_if_exceeding(tile[1], scale, largest, bounds[half][1], to + 16);
-    live |= (first | second << 1) << (4 * slice + 2 * half);
-  };
   publish(y);
   for (int half = 0; half < 2; ++half) {
     const std::uint32_t* lanes = x + 32 * half;
-    _tile_loadd(4, lanes, 256);
-    _tile_loadd(5, lanes + 16, 256);
-    if constexpr (kSteps == 2) {
-      _tile_loadd(6, lanes + 16 * 64, 256);
-      _tile_loadd(7, lanes + 16 * 64 + 16, 256);
-    }
-    for (int slice = 0; slice < slices; ++slice) {
+    // The first 32 dimensions of the lanes stay in tiles 5 and 6; tiles 4 and 7 are passed through.
+    _tile_loadd(5, lanes, 256);
+    _tile_loadd(6, lanes + 16, 256);
+    const std::uint32_t* rest = lanes + 16 * 64;
+    const Bounds bounds[2] = {load_bounds(bound + 32 * half), load_bounds(bound + 32 * half + 16)};
+    const auto test = [&](const float(*tile)[256], int slice) TDA_TARGET_AMX {
+      float* to = scores + 16 * slice * 64 + 32 * half;
+      const std::uint64_t first = keep_if_exceeding(tile[0], scales, 16 * slice, bounds[0], to);
+      const std::uint64_t second = keep_if_exceeding(tile[1], scales, 16 * slice, bounds[1], to + 16);
+      live |= (first | second << 1) << (4 * slice + 2 * half);
+    };
+    int now = 0;
+    for (int slice = 0; slice < slices; slice += 2, now ^= 1) {
       const std::uint16_t* rows = y + 16 * slice * y_stride;
-      const int step = half * slices + slice;
-      float(*tile)[256] = buffer[step % 2];
       _tile_zero(0);
       _tile_zero(1);
-      _tile_loadd(2, rows, y_bytes);
-      _tile_dpbf16ps(0, 2, 4);
-      _tile_dpbf16ps(1, 2, 5);
-      if constexpr (kSteps == 2) {
-        _tile_loadd(3, rows + 32, y_bytes);
-        _tile_dpbf16ps(0, 3, 6);
-        _tile_dpbf16ps(1, 3, 7);
-      }
-      _tile_stored(0, tile[0], 64);
-      _tile_stored(1, tile[1], 64);
+      _tile_loadd(4, rows, y_bytes);
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 6);
       if (slice > 0) {
-        test(buffer[(step - 1) % 2], half, slice - 1);
-      } else if (half > 0) {
-        test(buffer[(step - 1) % 2], 0, slices - 1);
+        _tile_stored(2, odd[now ^ 1][0], 64);
+        _tile_stored(3, odd[now ^ 1][1], 64);
       }
+      if constexpr (kSteps == 2) {
+        _tile_loadd(4, rows + 32, y_bytes);
+        _tile_loadd(7, rest, 256);
+        _tile_dpbf16ps(0, 4, 7);
+        _tile_loadd(7, rest + 16, 256);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if (slice > 0) test(even[now ^ 1], slice - 2);
+      // Where the slices are odd, the last one is computed twice, which is cheaper than a branch.
+      if (slice + 1 < slices) rows += 16 * y_stride;
+      _tile_zero(2);
+      _tile_zero(3);
+      _tile_loadd(4, rows, y_bytes);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_dpbf16ps(3, 4, 6);
+      _tile_stored(0, even[now][0], 64);
+      _tile_stored(1, even[now][1], 64);
+      if constexpr (kSteps == 2) {
+        _tile_loadd(4, rows + 32, y_bytes);
+        _tile_loadd(7, rest, 256);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_loadd(7, rest + 16, 256);
+        _tile_dpbf16ps(3, 4, 7);
+      }
+      if (slice > 0) test(odd[now ^ 1], slice - 1);
     }
+    _tile_stored(2, odd[now ^ 1][0], 64);
+    _tile_stored(3, odd[now ^ 1][1], 64);
+    const int last = (slices - 1) / 2 * 2;
+    test(even[now ^ 1], last);
+    if (last + 1 < slices) test(odd[now ^ 1], last + 1);
   }
-  test(buffer[(2 * slices - 1) % 2], 1, slices - 1);
   return live;
 }
 
-// Any head dimension: one slice against all 64 lanes, both operands streamed, tested one step later as above.
+// Any head dimension: one slice against all 64 lanes, both operands streamed, tested one step after it is stored.
 TDA_TARGET_AMX std::uint64_t score_streamed(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices, int depth32,
                                             const std::uint32_t* x, const RowScales& scales, const float* bound,
                                             float* scores) {
@@ -165,11 +182,9 @@ TDA_TARGET_AMX std::uint64_t score_streamed(const std::uint16_t* y, std::ptrdiff
   std::uint64_t live = 0;
   Bounds bounds[4];
   for (int group = 0; group < 4; ++group) bounds[group] = load_bounds(bound + 16 * group);
-  const auto test = [&](int slice) __attribute__((always_inline)) {
-    const float* scale = scales.scale == nullptr ? nullptr : scales.scale + 16 * slice;
-    const float largest = scales.scale == nullptr ? 1.0f : scales.largest[slice];
+  const auto test = [&](int slice) TDA_TARGET_AMX {
     for (int group = 0; group < 4; ++group) {
-      live |= keep_if_exceeding(buffer[slice % 2][group], scale, largest, bounds[group],
+      live |= keep_if_exceeding(buffer[slice % 2][group], scales, 16 * slice, bounds[group],
                                 scores + 16 * slice * 64 + 16 * group)
               << (4 * slice + group);
     }

@@ -12,8 +12,8 @@ namespace tda::cpu {
 
 // What the scores of rows are multiplied by before they are compared; null: 1.
 struct RowScales {
-  const float* scale = nullptr;    // [rows]
-  const float* largest = nullptr;  // [rows / 16] the largest scale of every slice; a slice with NaN may hold anything
+  const float* scale = nullptr;         // [rows]
+  const float* largest_of_4 = nullptr;  // [rows / 4] the largest of 4 scales; NaN may count as anything
 };
 
 struct Bf16Engine {

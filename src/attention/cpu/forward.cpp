@@ -3,6 +3,7 @@
 // Per 64 queries x 256 keys: (1) find which 16 x 16 sub-tiles can hold a survivor, with the bf16 engine where there is
 // one; (2) compute the exact weights there; (3) add weight * value, survivor by survivor or, where they are many, as a
 // matrix product. Empty regions cost step 1 only.
+#include <bit>
 #include <cstring>
 #include <limits>
 
@@ -69,7 +70,8 @@ class ForwardUnit {
     for (std::int64_t i = rows_; i < blocks_ * kBlock; ++i) scratch_.tau[i] = scratch_.tau_low[i] = 0.0f;
     for (std::int64_t block = 0; block < blocks_; ++block) {
       for (int v = 0; v < views_; ++v) prepare_query_block(v, block);
-      scratch_.touched[block] = 0;
+      scratch_.touched_rows[block] = 0;
+      scratch_.transposed_used[block] = 0;
       if (outputs_.survivor_index != nullptr) {
         for (int v = 0; v < views_; ++v) {
           std::fill_n(index_.row(v, head_, first_row_ / kBlock + block), index_.row_words(), std::uint64_t{0});
@@ -98,16 +100,20 @@ class ForwardUnit {
     }
 
     const int depth = 32 * plan_.depth32;
-    if (plan_.engine_scores) {
-      problem_.simd.round_rows(rows, count, plan_.head_dim, power, scratch_.rows_bf16, depth);
-    } else {
-      problem_.simd.round_rows(rows, count, plan_.head_dim, inverse, scratch_.rows_bf16, depth);
+    const auto* words = static_cast<const std::uint32_t*>(rows.data);
+    std::ptrdiff_t stride = rows.stride / 2;
+    const bool in_place = plan_.engine_scores && all_plain(inverse, count) && count == kBlock &&
+                          plan_.head_dim == depth && rows.stride % 2 == 0;
+    if (!in_place) {
+      problem_.simd.round_rows(rows, count, plan_.head_dim, plan_.engine_scores ? power : inverse, scratch_.rows_bf16,
+                               depth);
+      std::memset(scratch_.rows_bf16 + count * depth, 0, static_cast<std::size_t>(kBlock - count) * depth * 2);
+      words = reinterpret_cast<const std::uint32_t*>(scratch_.rows_bf16);
+      stride = depth / 2;
     }
-    std::memset(scratch_.rows_bf16 + count * depth, 0, static_cast<std::size_t>(kBlock - count) * depth * 2);
-    const auto* words = reinterpret_cast<const std::uint32_t*>(scratch_.rows_bf16);
     std::uint32_t* pairs = s.query_pairs + block * kBlock * (depth / 2);
     for (int lane = 0; lane < kBlock; lane += 16) {
-      plan_.engine->transpose(words + lane * (depth / 2), depth / 2, plan_.depth32, pairs + lane, kBlock);
+      plan_.engine->transpose(words + lane * stride, stride, plan_.depth32, pairs + lane, kBlock);
     }
     set_bounds(block, count, lane_scale, s.bound + block * kBlock);
   }
@@ -148,8 +154,8 @@ class ForwardUnit {
         for (int key = 0; key < chunk_keys_; ++key) unit_scale(inverse[key], s.key_scale[key]);
       }
       std::fill(s.key_scale + chunk_keys_, s.key_scale + kChunk, 0.0f);
-      for (int slice = 0; slice * kSlice < kChunk; ++slice) {
-        s.slice_scale[slice] = *std::max_element(s.key_scale + slice * kSlice, s.key_scale + (slice + 1) * kSlice);
+      for (int key = 0; key < kChunk; key += 4) {
+        s.key_scale_of_4[key / 4] = *std::max_element(s.key_scale + key, s.key_scale + key + 4);
       }
       keys_plain_[v] = all_plain(inverse, chunk_keys_);
       keys_ready_[v] = 0;
@@ -229,9 +235,10 @@ class ForwardUnit {
     std::ptrdiff_t stride = 0;
     const std::uint16_t* keys = engine_keys(v, stride);
     const std::uint32_t* pairs = s.query_pairs + block * kBlock * 16 * plan_.depth32;
-    std::uint64_t live = plan_.engine->score(keys, stride, slices, plan_.depth32, pairs,
-                                             plan_.engine_scores ? RowScales{s.key_scale, s.slice_scale} : RowScales{},
-                                             s.bound + block * kBlock, s.scores);
+    std::uint64_t live =
+        plan_.engine->score(keys, stride, slices, plan_.depth32, pairs,
+                            plan_.engine_scores ? RowScales{s.key_scale, s.key_scale_of_4} : RowScales{},
+                            s.bound + block * kBlock, s.scores);
     for (unsigned bad = bad_slices_[v]; bad != 0; bad &= bad - 1) {
       const int slice = __builtin_ctz(bad);
       if (slice >= slices) break;
@@ -442,19 +449,20 @@ class ForwardUnit {
     const bool engine = plan_.engine_scores;
     float* accumulator = scratch_.accumulator + block * kBlock * plan_.value_stride;
     if (survivors < (engine ? kDenseEngine : kDenseFp32) || !values_finite(tile)) {
-      touch(block, 1, accumulator);
+      touch_rows(block, survivors1, survivors2, accumulator);
       accumulate_survivors(tile, tile_keys, survivors1, survivors2, accumulator);
       return;
     }
     select_weights(tile, survivors2 != 0);
     if (engine) {
       float* transposed = scratch_.transposed_accumulator + block * kBlock * plan_.value_stride;
-      touch(block, 2, transposed);
+      if (!scratch_.transposed_used[block]) std::fill_n(transposed, kBlock * plan_.value_stride, 0.0f);
+      scratch_.transposed_used[block] = 1;
       plan_.engine->pair_weights(scratch_.weights, kBlock / 2, scratch_.weight_pairs);
       plan_.engine->multiply(plan_.value_stride / 16, kGroups, 2, transposed_values(tile), kBlock,
                              scratch_.weight_pairs, kBlock, transposed, kBlock, true);
     } else {
-      touch(block, 1, accumulator);
+      touch_rows(block, ~std::uint64_t{0}, accumulator);
       const Rows values = tile_values(tile, true);
       problem_.simd.multiply(block_rows(block), plan_.value_stride, tile_keys, scratch_.weights, 1, kBlock,
                              static_cast<const float*>(values.data), values.stride, accumulator, plan_.value_stride,
@@ -489,30 +497,54 @@ class ForwardUnit {
                                        accumulator, plan_.value_stride);
   }
 
-  void touch(std::int64_t block, std::uint8_t bit, float* accumulator) {
-    if ((scratch_.touched[block] & bit) != 0) return;
-    scratch_.touched[block] |= bit;
-    std::fill_n(accumulator, kBlock * plan_.value_stride, 0.0f);
+  // Rows of the accumulator start with their first survivor: most never do.
+  void touch_rows(std::int64_t block, std::uint64_t rows, float* accumulator) {
+    std::uint64_t fresh = rows & ~scratch_.touched_rows[block];
+    scratch_.touched_rows[block] |= rows;
+    for (; fresh != 0; fresh &= fresh - 1) {
+      std::fill_n(accumulator + std::countr_zero(fresh) * plan_.value_stride, plan_.value_stride, 0.0f);
+    }
+  }
+
+  void touch_rows(std::int64_t block, int survivors1, int survivors2, float* accumulator) {
+    std::uint64_t rows = 0;
+    for (int key = 0; survivors1 != 0 && key < kBlock; ++key) rows |= scratch_.view[0].masks[key];
+    for (int key = 0; survivors2 != 0 && key < kBlock; ++key) rows |= scratch_.view[1].masks[key];
+    touch_rows(block, rows, accumulator);
   }
 
   void finish() {
-    const DataType type = problem_.options.data_type;
     for (std::int64_t block = 0; block < blocks_; ++block) {
       const int count = block_rows(block);
-      void* to = output_row(problem_, outputs_.output, problem_.shape.query_heads, head_, first_row_ + block * kBlock);
-      if (scratch_.touched[block] == 0) {
-        zero_rows(type, to, outputs_.output.row_stride, count, plan_.value_dim);
-        continue;
-      }
       float* rows = scratch_.accumulator + block * kBlock * plan_.value_stride;
-      if ((scratch_.touched[block] & 2) != 0) {
-        touch(block, 1, rows);
+      if (scratch_.transposed_used[block]) {
+        touch_rows(block, ~std::uint64_t{0}, rows);
         const float* transposed = scratch_.transposed_accumulator + block * kBlock * plan_.value_stride;
-        for (int d = 0; d < plan_.value_dim; ++d) {
-          for (int lane = 0; lane < kBlock; ++lane)
+        for (int lane = 0; lane < kBlock; ++lane) {
+          for (int d = 0; d < plan_.value_dim; ++d)
             rows[lane * plan_.value_stride + d] += transposed[d * kBlock + lane];
         }
       }
+      const std::uint64_t touched = scratch_.touched_rows[block];
+      // Runs of rows of one kind.
+      for (int first = 0; first < count;) {
+        const bool live = (touched >> first & 1) != 0;
+        const int run = std::min(count - first, live ? std::countr_one(touched >> first) : empty_run(touched >> first));
+        store(block * kBlock + first, run, live ? rows + first * plan_.value_stride : nullptr);
+        first += run;
+      }
+    }
+  }
+
+  static int empty_run(std::uint64_t rows) { return rows == 0 ? kBlock : std::countr_zero(rows); }
+
+  // Writes `count` rows of the output; null: zeros.
+  void store(std::int64_t row, int count, const float* rows) const {
+    const DataType type = problem_.options.data_type;
+    void* to = output_row(problem_, outputs_.output, problem_.shape.query_heads, head_, first_row_ + row);
+    if (rows == nullptr) {
+      zero_rows(type, to, outputs_.output.row_stride, count, plan_.value_dim);
+    } else {
       problem_.simd.store_rows(rows, plan_.value_stride, count, plan_.value_dim, type, to, outputs_.output.row_stride);
     }
   }

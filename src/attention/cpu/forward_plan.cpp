@@ -43,7 +43,7 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& 
     s.queries_ready = arena.take<std::uint8_t>(blocks);
     s.scores = arena.take<float>(kChunk * kBlock);
     s.key_scale = arena.take<float>(kChunk);
-    s.slice_scale = arena.take<float>(kChunk / kSlice);
+    s.key_scale_of_4 = arena.take<float>(kChunk / 4);
     s.key_power = arena.take<float>(kChunk);
     s.keys_bf16 = arena.take<std::uint16_t>(engine ? kChunk * depth : 0);
     s.keys_unit = arena.take<float>(plan.engine_scores ? 0 : kChunk * plan.head_dim);
@@ -53,7 +53,8 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& 
   tau_low = arena.take<float>(rows);
   accumulator = arena.take<float>(rows * plan.value_stride);
   transposed_accumulator = arena.take<float>(plan.engine_scores ? rows * plan.value_stride : 0);
-  touched = arena.take<std::uint8_t>(blocks);
+  touched_rows = arena.take<std::uint64_t>(blocks);
+  transposed_used = arena.take<std::uint8_t>(blocks);
   rows_fp32 = arena.take<float>(kBlock * widest);
   rows_bf16 = arena.take<std::uint16_t>(kBlock * widest);
   values_fp32 = arena.take<float>(kChunk * plan.value_stride);

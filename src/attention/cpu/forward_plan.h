@@ -35,7 +35,7 @@ struct ViewScratch {
   std::uint8_t* queries_ready;  // [blocks]
   float* scores;                // [kChunk][64]
   float* key_scale;             // [kChunk]
-  float* slice_scale;           // [kChunk / 16] the largest of every slice
+  float* key_scale_of_4;        // [kChunk / 4] the largest of 4
   float* key_power;             // [kChunk]
   std::uint16_t* keys_bf16;     // [kChunk][32 * depth32]
   float* keys_unit;             // [kChunk][head_dim] filled slice by slice when first needed
@@ -49,7 +49,8 @@ struct ForwardScratch {
   float *tau, *tau_low;              // [rows]
   float* accumulator;                // [rows][value_stride]
   float* transposed_accumulator;     // [blocks][value_stride][64], products of the engine
-  std::uint8_t* touched;             // [blocks] bit 0: accumulator, bit 1: transposed_accumulator
+  std::uint64_t* touched_rows;       // [blocks] rows of the accumulator that have been started
+  std::uint8_t* transposed_used;     // [blocks]
   float* rows_fp32;                  // [64][max(32 * depth32, value_stride)]
   std::uint16_t* rows_bf16;          // [64][max(32 * depth32, value_stride)]
   float* values_fp32;                // [kChunk][value_stride]

@@ -18,7 +18,7 @@ namespace tda::cpu {
 
 inline constexpr int kBlock = 64;  // queries of a block, lanes of a tile
 inline constexpr int kSlice = 16;  // keys of a slice: the survivor index has one bit per kBlock x kSlice pairs
-inline constexpr int kSegment = 8;
+inline constexpr int kSegment = 16;
 inline constexpr int kGroups = kBlock / kSlice;  // groups of 16 lanes in a tile
 
 // Rows of a matrix as they lie in memory; `stride` counts elements. Padded to a multiple of 16 columns unless stated.

@@ -17,11 +17,15 @@ namespace tda::cpu::HWY_NAMESPACE {
 using MF = hn::Mask<F32>;
 
 HWY_INLINE std::uint64_t BitsOf(MF mask) {
+#if HWY_TARGET == HWY_AVX3
+  return mask.raw;
+#else
   std::uint8_t bytes[8] = {};
   hn::StoreMaskBits(F32(), mask, bytes);
   std::uint64_t bits;
   std::memcpy(&bits, bytes, 8);
   return bits & ((std::uint64_t{1} << kLanes) - 1);
+#endif
 }
 
 HWY_INLINE MF MaskOf(std::uint64_t bits) {
@@ -58,49 +62,51 @@ HWY_INLINE void Power(VF r, VF power, VF& weight, VF& derivative) {
   }
 }
 
-template <PowerRule::Kind kKind>
+template <PowerRule::Kind kKind, bool kByRow, bool kDerivative>
 int WeighAs(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
   const F32 d;
   const VF power = hn::Set(d, in.power.power);
   int survivors = 0;
-  for (int group = 0; group < kGroups; ++group) {
-    if ((in.groups >> group & 1) == 0) continue;
-    for (int v = 0; v < kGroupVectors; ++v) {
-      const int lane = group * kSlice + v * kLanes;
-      const VF lane_scale = hn::LoadU(d, in.lane_scale + lane);
-      const bool by_row = in.row_tau.high != nullptr;
-      VF tau = by_row ? hn::Zero(d) : hn::LoadU(d, in.lane_tau.high + lane);
-      VF tau_low = by_row ? hn::Zero(d) : hn::LoadU(d, in.lane_tau.low + lane);
-      for (int index = 0; index < in.row_count; ++index) {
-        const int row = in.rows[index];
-        float* at = scores + row * kBlock + lane;
-        if (by_row) {
-          tau = hn::Set(d, in.row_tau.high[row]);
-          tau_low = hn::Set(d, in.row_tau.low[row]);
-        }
-        const VF s = hn::Mul(hn::LoadU(d, at), hn::Mul(hn::Set(d, in.row_scale[row]), lane_scale));
-        const VF r = hn::Sub(hn::Sub(s, tau), tau_low);
-        // A NaN score, that is a NaN or Inf in q or k, counts as a survivor and so reaches everything it touches.
-        MF live = hn::Not(hn::Le(r, hn::Zero(d)));
-        if (in.allowed != nullptr) live = hn::And(live, MaskOf(in.allowed[row] >> lane));
-        const std::uint64_t bits = BitsOf(live);
-        if (bits == 0) {
-          hn::StoreU(hn::Zero(d), d, at);
-          if (derivative != nullptr) hn::StoreU(hn::Zero(d), d, derivative + row * kBlock + lane);
-          continue;
-        }
-        VF weight, slope;
-        Power<kKind>(r, power, weight, slope);
-        hn::StoreU(hn::IfThenElseZero(live, weight), d, at);
-        if (derivative != nullptr) {
-          hn::StoreU(hn::IfThenElseZero(live, slope), d, derivative + row * kBlock + lane);
-        }
-        masks[row] |= bits << lane;
-        survivors += std::popcount(bits);
-      }
+  for (int index = 0; index < in.row_count; ++index) {
+    const int row = in.rows[index];
+    const VF row_scale = hn::Set(d, in.row_scale[row]);
+    const VF row_tau = kByRow ? hn::Set(d, in.row_tau.high[row]) : hn::Zero(d);
+    const VF row_tau_low = kByRow ? hn::Set(d, in.row_tau.low[row]) : hn::Zero(d);
+    std::uint64_t row_bits = 0;
+#pragma GCC unroll 4
+    for (int lane = 0; lane < kBlock; lane += kLanes) {
+      if ((in.groups >> (lane / kSlice) & 1) == 0) continue;
+      float* at = scores + row * kBlock + lane;
+      const VF s = hn::Mul(hn::LoadU(d, at), hn::Mul(row_scale, hn::LoadU(d, in.lane_scale + lane)));
+      const VF tau = kByRow ? row_tau : hn::LoadU(d, in.lane_tau.high + lane);
+      const VF tau_low = kByRow ? row_tau_low : hn::LoadU(d, in.lane_tau.low + lane);
+      const VF r = hn::Sub(hn::Sub(s, tau), tau_low);
+      // A NaN score, that is a NaN or Inf in q or k, counts as a survivor and so reaches everything it touches.
+      MF live = hn::Not(hn::Le(r, hn::Zero(d)));
+      if (in.allowed != nullptr) live = hn::And(live, MaskOf(in.allowed[row] >> lane));
+      const std::uint64_t bits = BitsOf(live);
+      row_bits |= bits << lane;
+      // A branch would be mispredicted too often to pay, unless the power is expensive.
+      VF weight = hn::Zero(d), slope = weight;
+      if (kKind != PowerRule::kGeneral || bits != 0) Power<kKind>(r, power, weight, slope);
+      hn::StoreU(hn::IfThenElseZero(live, weight), d, at);
+      if (kDerivative) hn::StoreU(hn::IfThenElseZero(live, slope), d, derivative + row * kBlock + lane);
     }
+    masks[row] |= row_bits;
+    survivors += std::popcount(row_bits);
   }
   return survivors;
+}
+
+template <PowerRule::Kind kKind>
+int WeighAs(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
+  const bool by_row = in.row_tau.high != nullptr;
+  if (derivative == nullptr) {
+    return by_row ? WeighAs<kKind, true, false>(in, scores, derivative, masks)
+                  : WeighAs<kKind, false, false>(in, scores, derivative, masks);
+  }
+  return by_row ? WeighAs<kKind, true, true>(in, scores, derivative, masks)
+                : WeighAs<kKind, false, true>(in, scores, derivative, masks);
 }
 
 int Weigh(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
