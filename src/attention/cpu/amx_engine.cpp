@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #define TDA_TARGET_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define TDA_TARGET_AMX_INT8 \
+  __attribute__((target("amx-tile,amx-int8,amx-bf16,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
 namespace tda::cpu {
 namespace {
@@ -225,6 +227,62 @@ TDA_TARGET_AMX std::uint64_t score(const std::uint16_t* y, std::ptrdiff_t y_stri
   return score_streamed(y, y_stride, slices, depth32, x, scales, bound, scores);
 }
 
+TDA_TARGET_AMX inline bool any_exceeds(const std::int32_t* tile, __m512i bound) {
+  __m512i largest[4];
+  for (int i = 0; i < 4; ++i) largest[i] = _mm512_load_si512(tile + 16 * i);
+  for (int r = 4; r < 16; r += 4) {
+    for (int i = 0; i < 4; ++i) largest[i] = _mm512_max_epi32(largest[i], _mm512_load_si512(tile + 16 * (r + i)));
+  }
+  const __m512i all =
+      _mm512_max_epi32(_mm512_max_epi32(largest[0], largest[1]), _mm512_max_epi32(largest[2], largest[3]));
+  return _mm512_cmpgt_epi32_mask(all, bound) != 0;
+}
+
+// The order of score_resident with one product a sub-tile.
+TDA_TARGET_AMX_INT8 std::uint64_t screen(const std::int8_t* y, int slices, const std::uint32_t* x,
+                                         const std::int32_t* bound) {
+  alignas(64) std::int32_t even[2][2][256], odd[2][2][256];
+  std::uint64_t live = 0;
+  publish(y);
+  for (int half = 0; half < 2; ++half) {
+    _tile_loadd(6, x + 32 * half, 256);
+    _tile_loadd(7, x + 32 * half + 16, 256);
+    const __m512i bounds[2] = {_mm512_loadu_si512(bound + 32 * half), _mm512_loadu_si512(bound + 32 * half + 16)};
+    const auto test = [&](const std::int32_t(*tile)[256], int slice) TDA_TARGET_AMX {
+      const std::uint64_t first = any_exceeds(tile[0], bounds[0]), second = any_exceeds(tile[1], bounds[1]);
+      live |= (first | second << 1) << (4 * slice + 2 * half);
+    };
+    int now = 0;
+    for (int slice = 0; slice < slices; slice += 2, now ^= 1) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_loadd(4, y + 16 * slice * 64, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_dpbssd(1, 4, 7);
+      if (slice > 0) {
+        _tile_stored(2, odd[now ^ 1][0], 64);
+        _tile_stored(3, odd[now ^ 1][1], 64);
+        test(even[now ^ 1], slice - 2);
+      }
+      // Where the slices are odd, the last one is computed twice, which is cheaper than a branch.
+      _tile_zero(2);
+      _tile_zero(3);
+      _tile_loadd(5, y + 16 * (slice + 1 < slices ? slice + 1 : slice) * 64, 64);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+      _tile_stored(0, even[now][0], 64);
+      _tile_stored(1, even[now][1], 64);
+      if (slice > 0) test(odd[now ^ 1], slice - 1);
+    }
+    _tile_stored(2, odd[now ^ 1][0], 64);
+    _tile_stored(3, odd[now ^ 1][1], 64);
+    const int last = (slices - 1) / 2 * 2;
+    test(even[now ^ 1], last);
+    if (last + 1 < slices) test(odd[now ^ 1], last + 1);
+  }
+  return live;
+}
+
 // c (16 kM x 16 kN): tiles 0..3 hold c, 4 and 5 rows of a, 6 and 7 columns of b.
 template <int kM, int kN>
 TDA_TARGET_AMX void multiply_block(int k32, const std::uint16_t* a, std::ptrdiff_t a_stride, const std::uint32_t* b,
@@ -277,6 +335,11 @@ void multiply(int m16, int n16, int k32, const std::uint16_t* a, std::ptrdiff_t 
   }
 }
 
+bool has_int8_products() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 25 & 1) != 0;
+}
+
 bool available() {
   if (!cpu_has_avx512_bf16()) return false;
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -291,9 +354,17 @@ bool available() {
 }  // namespace
 
 const Bf16Engine* amx_engine() {
-  static const Bf16Engine engine = {
-      "amx", begin, end, score, multiply, transpose_words, pair_bf16_rows, pair_fp32_rows, round_fp32_tile};
   static const bool usable = available();
+  static const Bf16Engine engine = {"amx",
+                                    begin,
+                                    end,
+                                    score,
+                                    multiply,
+                                    transpose_words,
+                                    pair_bf16_rows,
+                                    pair_fp32_rows,
+                                    round_fp32_tile,
+                                    has_int8_products() ? screen : nullptr};
   return usable ? &engine : nullptr;
 }
 

@@ -89,7 +89,7 @@ TDA_TARGET_AVX512_BF16 std::uint64_t score(const std::uint16_t* y, std::ptrdiff_
 
 const Bf16Engine* avx512_bf16_engine() {
   static const Bf16Engine engine = {
-      "avx512", begin, end, score, multiply, transpose_words, pair_bf16_rows, pair_fp32_rows, round_fp32_tile};
+      "avx512", begin, end, score, multiply, transpose_words, pair_bf16_rows, pair_fp32_rows, round_fp32_tile, nullptr};
   static const bool available = cpu_has_avx512_bf16();
   return available ? &engine : nullptr;
 }

@@ -81,7 +81,10 @@ class ForwardUnit {
     if (outputs_.survivors != nullptr) {
       std::fill_n(outputs_.survivors + head_ * problem_.shape.query_length + first_row_, rows_, 0);
     }
-    for (int v = 0; v < views_; ++v) dense_[v] = plan_.screening ? false : !plan_.engine_scores;
+    for (int v = 0; v < views_; ++v) {
+      dense_[v] = plan_.screening ? false : !plan_.engine_scores;
+      screens_[v] = plan_.eight_bits;
+    }
   }
 
   void prepare_query_block(int v, std::int64_t block) {
@@ -116,6 +119,62 @@ class ForwardUnit {
       plan_.engine->transpose(words + lane * stride, stride, plan_.depth32, pairs + lane, kBlock);
     }
     set_bounds(block, count, lane_scale, s.bound + block * kBlock);
+    if (plan_.eight_bits) round_query_block(v, block, rows, inverse);
+  }
+
+  void round_query_block(int v, std::int64_t block, Rows rows, const float* inverse) {
+    ViewScratch& s = scratch_.view[v];
+    const int count = block_rows(block);
+    float* step = s.query_step + block * kBlock;
+    alignas(64) std::int8_t bytes[kBlock * kScreenDim] = {};
+    for (int lane = 0; lane < count; ++lane) {
+      const auto* row = static_cast<const std::uint16_t*>(rows.row(lane));
+      step[lane] = std::numeric_limits<float>::quiet_NaN();
+      if (!all_plain(inverse + lane, 1)) continue;
+      const float largest = largest_unit_element(row, rows.stride, 1, plan_.head_dim, inverse + lane);
+      step[lane] = largest / 127.0f;
+      const float factor = inverse[lane] / step[lane];
+      round_to_bytes(row, rows.stride, 1, plan_.head_dim, &factor, bytes + lane * kScreenDim);
+    }
+    std::fill(step + count, step + kBlock, 0.0f);
+    const auto* words = reinterpret_cast<const std::uint32_t*>(bytes);
+    for (int lane = 0; lane < kBlock; lane += 16) {
+      plan_.engine->transpose(words + lane * (kScreenDim / 4), kScreenDim / 4, 1,
+                              s.query_quads + block * kBlock * (kScreenDim / 4) + lane, kBlock);
+    }
+  }
+
+  // The chunk's keys in eight bits.
+  void round_keys(int v) {
+    ViewScratch& s = scratch_.view[v];
+    if (keys_int8_ready_[v]) return;
+    keys_int8_ready_[v] = true;
+    const Rows keys = problem_.keys(v, key_head_, chunk_);
+    const auto* rows = static_cast<const std::uint16_t*>(keys.data);
+    const float* inverse = chunk_inverse(v);
+    key_step_[v] = largest_unit_element(rows, keys.stride, chunk_keys_, plan_.head_dim, inverse) / 127.0f;
+    float factor[kChunk];
+    for (int key = 0; key < chunk_keys_; ++key) factor[key] = inverse[key] / key_step_[v];
+    round_to_bytes(rows, keys.stride, chunk_keys_, plan_.head_dim, factor, s.keys_int8);
+    std::memset(s.keys_int8 + chunk_keys_ * kScreenDim, 0, static_cast<std::size_t>(kChunk - chunk_keys_) * kScreenDim);
+  }
+
+  // Sub-tiles that eight bits do not prove empty; their scores are computed.
+  std::uint64_t screen(int v, std::int64_t block, int slices, const std::uint16_t* keys, std::ptrdiff_t stride,
+                       const std::uint32_t* pairs) {
+    ViewScratch& s = scratch_.view[v];
+    round_keys(v);
+    alignas(64) std::int32_t bound[kBlock];
+    screen_bounds(scratch_.tau + block * kBlock, s.query_step + block * kBlock, block_rows(block), key_step_[v],
+                  plan_.head_dim, bound);
+    const std::uint64_t live =
+        plan_.engine->screen(s.keys_int8, slices, s.query_quads + block * kBlock * (kScreenDim / 4), bound);
+    for (std::uint64_t rest = live; rest != 0; rest &= rest - 1) {
+      const int sub_tile = std::countr_zero(rest), slice = sub_tile / kGroups, lane = sub_tile % kGroups * kSlice;
+      plan_.engine->multiply(1, 1, plan_.depth32, keys + slice * kSlice * stride, stride, pairs + lane, kBlock,
+                             s.scores + slice * kSlice * kBlock + lane, kBlock, false);
+    }
+    return live;
   }
 
   // A score of the engine below the bound of its lane is certainly no survivor.
@@ -159,7 +218,7 @@ class ForwardUnit {
       }
       keys_plain_[v] = all_plain(inverse, chunk_keys_);
       keys_ready_[v] = 0;
-      keys_rounded_[v] = false;
+      keys_rounded_[v] = keys_int8_ready_[v] = false;
       bad_slices_[v] = 0;
       if (keys_plain_[v]) continue;
       for (int key = 0; key < chunk_keys_; ++key) {
@@ -235,10 +294,16 @@ class ForwardUnit {
     std::ptrdiff_t stride = 0;
     const std::uint16_t* keys = engine_keys(v, stride);
     const std::uint32_t* pairs = s.query_pairs + block * kBlock * 16 * plan_.depth32;
-    std::uint64_t live =
-        plan_.engine->score(keys, stride, slices, plan_.depth32, pairs,
-                            plan_.engine_scores ? RowScales{s.key_scale, s.key_scale_of_4} : RowScales{},
-                            s.bound + block * kBlock, s.scores);
+    std::uint64_t live = 0;
+    if (screens_[v] && keys_plain_[v]) {
+      live = screen(v, block, slices, keys, stride, pairs);
+    } else {
+      live = plan_.engine->score(keys, stride, slices, plan_.depth32, pairs,
+                                 plan_.engine_scores ? RowScales{s.key_scale, s.key_scale_of_4} : RowScales{},
+                                 s.bound + block * kBlock, s.scores);
+    }
+    // Eight bits pay while most sub-tiles are empty.
+    screens_[v] = plan_.eight_bits && (plan_.always_screen || std::popcount(live) * 2 < slices);
     for (unsigned bad = bad_slices_[v]; bad != 0; bad &= bad - 1) {
       const int slice = __builtin_ctz(bad);
       if (slice >= slices) break;
@@ -560,7 +625,8 @@ class ForwardUnit {
 
   // The unit.
   std::int64_t head_ = 0, key_head_ = 0, first_row_ = 0, rows_ = 0, blocks_ = 0;
-  bool dense_[2] = {false, false};  // compute whole tiles in fp32 instead of screening
+  bool screens_[2] = {false, false};  // look for candidates with eight bits
+  bool dense_[2] = {false, false};    // compute whole tiles in fp32 instead of screening
 
   // The chunk of keys.
   std::int64_t chunk_ = 0;
@@ -568,7 +634,8 @@ class ForwardUnit {
   Rows values_;
   bool values_in_place_ = false;
   unsigned values_ready_ = 0, values_transposed_ready_ = 0, values_finite_known_ = 0, values_finite_ = 0;
-  bool keys_plain_[2] = {false, false}, keys_rounded_[2] = {false, false};
+  bool keys_plain_[2] = {false, false}, keys_rounded_[2] = {false, false}, keys_int8_ready_[2] = {false, false};
+  float key_step_[2] = {0.0f, 0.0f};
   unsigned keys_ready_[2] = {0, 0};
   unsigned bad_slices_[2] = {0, 0};  // slices that hold a key with NaN or Inf
 
