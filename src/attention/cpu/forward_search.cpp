@@ -160,8 +160,9 @@ void ForwardUnit::begin_chunk(std::int64_t chunk) {
       for (int key = 0; key < chunk_keys_; ++key) unit_scale(inverse[key], s.key_scale[key]);
     }
     std::fill(s.key_scale + chunk_keys_, s.key_scale + kChunk, 0.0f);
-    for (int key = 0; key < kChunk; key += 4) {
-      s.key_scale_of_4[key / 4] = *std::max_element(s.key_scale + key, s.key_scale + key + 4);
+    for (int key = 0; plan_.engine_scores && key < kChunk; key += 4) {
+      const float* scale = s.key_scale + key;
+      s.key_scale_of_4[key / 4] = std::max(std::max(scale[0], scale[1]), std::max(scale[2], scale[3]));
     }
     keys_plain_[v] = all_plain(inverse, chunk_keys_);
     keys_ready_[v] = 0;
