@@ -113,8 +113,8 @@ TEST_P(MechanismMaps, EffectiveMapTimesValuesIsTheOutput) {
   heads.v = lcg(3, {1, 1, kSize, kSize}).to(at::kFloat);
   std::vector<at::Tensor> parameters;
   for (const auto& spec : mechanism->parameters(0)) parameters.push_back(at::full(spec.shape, spec.mean, at::kFloat));
-  WeightCounts counts;
-  const auto output = mechanism->attend(heads, parameters, &counts)[0];
+  const auto counts = mechanism->count(heads, parameters);
+  const auto output = mechanism->attend(heads, parameters)[0];
   const auto maps = mechanism->maps(heads, parameters);
   ASSERT_EQ(static_cast<int>(maps.views.size()), mechanism->layout().views);
   EXPECT_EQ(maps.effective.triu(1).abs().max().item<float>(), 0);

@@ -1,15 +1,21 @@
-// The makers of all mechanisms, one per file of this folder.
+// The mechanisms of this folder, one per file: NAME.cpp defines make_NAME. This list is the order of
+// docs/mechanisms.md.
 #pragma once
 
 #include <memory>
 
 #include "lm/model/attention_mechanism.h"
 
+#define TDA_ATTENTION_MECHANISMS(MECHANISM) \
+  MECHANISM(softmax)                        \
+  MECHANISM(rela)                           \
+  MECHANISM(tra)                            \
+  MECHANISM(tda)
+
 namespace tda {
 
-std::unique_ptr<AttentionMechanism> make_softmax(const ModelConfig& config);
-std::unique_ptr<AttentionMechanism> make_rela(const ModelConfig& config);
-std::unique_ptr<AttentionMechanism> make_tra(const ModelConfig& config);
-std::unique_ptr<AttentionMechanism> make_tda(const ModelConfig& config);
+#define TDA_DECLARE_MAKER(name) std::unique_ptr<AttentionMechanism> make_##name(const ModelConfig& config);
+TDA_ATTENTION_MECHANISMS(TDA_DECLARE_MAKER)
+#undef TDA_DECLARE_MAKER
 
 }  // namespace tda
