@@ -9,10 +9,7 @@
 
 #include "lm/durable_file.h"
 #include "lm/error.h"
-#include "lm/durable_file.h"
-#include "lm/error.h"
 #include "lm/model/attention_mechanism.h"
-#include "lm/nearest_name.h"
 #include "lm/nearest_name.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"

@@ -8,9 +8,18 @@
 
 #define TDA_ATTENTION_MECHANISMS(MECHANISM) \
   MECHANISM(softmax)                        \
+  MECHANISM(gated_softmax)                  \
+  MECHANISM(ssmax)                          \
+  MECHANISM(entmax)                         \
+  MECHANISM(lssar)                          \
   MECHANISM(rela)                           \
+  MECHANISM(diff_softmax)                   \
+  MECHANISM(dex)                            \
+  MECHANISM(diff_rela)                      \
   MECHANISM(tra)                            \
-  MECHANISM(tda)
+  MECHANISM(tda)                            \
+  MECHANISM(asentmax)                       \
+  MECHANISM(softpick)
 
 namespace tda {
 
