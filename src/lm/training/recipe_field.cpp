@@ -91,9 +91,10 @@ std::vector<RecipeField> model_fields() {
       above(0, model("rope_theta", MEMBER(model.rope_theta), "base of the rotary embedding")),
       at_least(1, model("rope_scaling", MEMBER(model.rope_scaling),
                         "NTK-aware factor for longer contexts; 1 leaves the base as it is")),
-      one_of({"full", "halved"}, model("view_heads", MEMBER(model.view_heads),
-                                       "two-view mechanisms: a full query and key matrix for each view, or half the "
-                                       "heads so that the parameter count is that of softmax")),
+      one_of({"full", "halved"},
+             model("view_heads", MEMBER(model.view_heads),
+                   "tda, diff_rela: a full query and key matrix for each view, or half the heads so "
+                   "that the parameter count is that of softmax")),
       model("beta", MEMBER(model.beta), "start value of the threshold's factor"),
       between(0, 1, model("lambda", MEMBER(model.lambda), "start value of the second view's factor")),
       model("learn_beta", MEMBER(model.learn_beta), "train beta"),

@@ -1,5 +1,6 @@
 // Gradients of every mechanism against central differences in fp64.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -61,6 +62,13 @@ std::vector<GradientCase> gradient_cases() {
 
 class MechanismGradient : public testing::TestWithParam<GradientCase> {
  protected:
+  // Thousands of evaluations of tiny tensors, for which threads would mostly wait for each other.
+  void SetUp() override {
+    threads_ = at::get_num_threads();
+    at::set_num_threads(1);
+  }
+  void TearDown() override { at::set_num_threads(threads_); }
+
   struct Problem {
     ProjectedHeads heads;
     std::vector<at::Tensor> parameters;
@@ -93,6 +101,9 @@ class MechanismGradient : public testing::TestWithParam<GradientCase> {
     const auto& name = GetParam().config.mechanism;
     return name == "gated_softmax" || name == "asentmax";
   }
+
+ private:
+  int threads_ = 0;
 };
 
 // (f(x + h d) - f(x - h d)) / 2h.

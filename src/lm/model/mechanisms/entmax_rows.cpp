@@ -46,7 +46,7 @@ class EntmaxRows final : public RowMap {
   // least 1: the sum is convex and falls in t for e >= 1, so no step goes too far and none needs a bracket.
   at::Tensor threshold(const at::Tensor& y) const {
     auto t = at::full_like(y.narrow(-1, 0, 1), -1);
-    const double rounding = 8 * (y.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23);
+    const double rounding = y.scalar_type() == at::kDouble ? 0x1p-52 : 0x1p-23;
     for (int step = 0; step < (y.is_cpu() ? kMostSteps : kStepsOnDevice); ++step) {
       const auto r = (y - t).clamp_min_(0);
       const auto slope = rectified_power(r, exponent_ - 1);
