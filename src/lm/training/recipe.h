@@ -52,6 +52,14 @@ struct SampleSettings {
   double temperature = 0.8;
 };
 
+// How many processes train is no part of a recipe: the launcher says it.
+struct DistributedSettings {
+  std::string backend = "auto";
+  double bucket_megabytes = 25.0;
+  bool shard_optimizer = false;
+  double timeout = 45.0;  // seconds
+};
+
 struct Recipe {
   Recipe() { model.vocabulary = 0; }
 
@@ -61,6 +69,7 @@ struct Recipe {
   ValidationSettings validation;
   CheckpointSettings checkpoint;
   SampleSettings sample;
+  DistributedSettings distributed;
 
   std::int64_t micro_steps() const { return train.tokens_per_step / (train.micro_batch * model.context); }
   // The step after which this process ends.
