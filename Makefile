@@ -13,7 +13,7 @@ export TDA_PYTHON_USED := $(PYTHON)
 TDA_CUDA ?= AUTO
 WERROR := $(if $(CI),ON,OFF)
 
-.PHONY: all setup build python test demo bench lint format asan valgrind clean help
+.PHONY: all setup build python test demo bench lint format asan valgrind fuzz clean help
 
 all: python ## build build/tda and install the Python package
 
@@ -51,6 +51,9 @@ asan: setup ## build with address and undefined-behaviour sanitizers and run the
 
 valgrind: build ## run the operator's tests under valgrind
 	@scripts/test-valgrind
+
+fuzz: setup ## fuzz every reader of files for ten minutes each
+	@scripts/fuzz
 
 clean: ## remove what was built, but not .venv or runs
 	rm -rf build

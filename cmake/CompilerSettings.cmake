@@ -13,6 +13,10 @@ if(TDA_SANITIZE)
   target_link_options(tda_settings INTERFACE -fsanitize=address,undefined)
 endif()
 
+if(TDA_FUZZ)
+  target_compile_options(tda_settings INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
 find_program(TDA_CCACHE ccache)
 if(TDA_CCACHE)
   # The sloppiness is what ccache asks for to cache files that use a precompiled header.

@@ -26,5 +26,5 @@ package="$logs/package"
 mkdir -p "$package"
 cp -r python/threshold_attention "$package"
 cp "$build/libthreshold_attention.so" "$package/threshold_attention"
-PYTHONPATH="$package:tests/torch" "$python" -m pytest -q -p no:cacheprovider -rfE tests/torch/test_cuda.py tests/torch/test_cuda_screening.py "$@" || result=1
+PYTHONPATH="$package:tests/torch" "$python" -m pytest -q -p no:cacheprovider -rfE tests/cuda "$@" || result=1
 exit "$result"

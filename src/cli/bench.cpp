@@ -52,8 +52,19 @@ void check(const BenchOptions& options) {
   if (options.benchmark.dim < 1 || options.benchmark.dim > 256) {
     throw Error(fmt::format("--dim is {}, expected 1 to 256", options.benchmark.dim));
   }
-  if (options.benchmark.heads < 1)
+  if (options.benchmark.heads < 1) {
     throw Error(fmt::format("--heads is {}, expected 1 or more", options.benchmark.heads));
+  }
+  if (options.benchmark.threads < 0) {
+    throw Error(fmt::format("--threads is {}, expected 0 or more", options.benchmark.threads));
+  }
+  if (!(options.benchmark.seconds > 0.0 && options.benchmark.seconds <= 3600.0)) {
+    throw Error(fmt::format("--seconds is {}, expected more than 0 and at most 3600", options.benchmark.seconds));
+  }
+  // Found out now rather than after minutes of measuring.
+  if (options.output && options.output->has_parent_path() && !is_directory(options.output->parent_path())) {
+    throw Error(fmt::format("--output: there is no folder {}", options.output->parent_path().string()));
+  }
 }
 
 std::string processor_name() {

@@ -67,7 +67,9 @@ void add_generate_command(CLI::App& program, Invocation& invocation) {
       ->capture_default_str();
   command->add_option("--top-p", sampling.top_p, "Sample among the most probable tokens that hold this share")
       ->capture_default_str();
-  command->add_option("--seed", sampling.seed, "Seed of the sampler")->capture_default_str();
+  command->add_option("--seed", sampling.seed, "Seed of the sampler")
+      ->check([](const std::string& seed) { return seed.starts_with('-') ? "expected 0 or more, got " + seed : ""; })
+      ->capture_default_str();
   command->add_option("--precision", options->precision, "fp32 or bf16")->capture_default_str();
   command->callback([options, &invocation] { invocation.run = [options] { return run_generate(*options); }; });
 }

@@ -12,6 +12,7 @@
 #include <iostream>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "cli/command.h"
 #include "cli/usage_error.h"
@@ -63,6 +64,9 @@ int parse_and_run(int argc, char** argv) {
   try {
     program.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help and --version
+    // `tda COMAND --help` asks about a command that does not exist, not about the program.
+    const std::vector<std::string> unknown = program.remaining();
+    if (!unknown.empty() && !unknown.front().starts_with("-")) throw tda::unknown_command(program, unknown.front());
     return with_complete_output(program.exit(success));
   } catch (const CLI::ParseError& error) {
     throw tda::usage_error(program, error);

@@ -206,6 +206,31 @@ TEST_P(Properties, RunsAreBitwiseRepeatable) {
   }
 }
 
+// Few threads give whole key heads to one thread each, many split them (src/attention/cpu/backward_plan.h). One head
+// holds nearly all survivors, so that two threads do both. 600 keys are more than one strip.
+TEST_P(Properties, ThreadCountsChangeNoBit) {
+  if (type() == DataType::kFloat64) return;  // the reference has one thread
+  for (const AttentionShape& shape :
+       {AttentionShape{1, 4, 2, 130, 140, 24, 24}, AttentionShape{1, 3, 3, 590, 600, 16, 32}}) {
+    AttentionCase test_case = make_case(type(), views(), shape, 1.0);
+    test_case.beta[0] = 0.0;
+    test_case.options.threads = 1;
+    const Results alone = run(test_case, Implementation::kOperator, true);
+    for (const int threads : {2, 3, 16}) {
+      test_case.options.threads = threads;
+      const Results shared = run(test_case, Implementation::kOperator, true);
+      EXPECT_EQ(alone.output, shared.output) << threads << " threads";
+      for (int view = 0; view < views(); ++view) {
+        EXPECT_EQ(alone.dq[view], shared.dq[view]) << threads << " threads";
+        EXPECT_EQ(alone.dk[view], shared.dk[view]) << threads << " threads";
+      }
+      EXPECT_EQ(alone.dv, shared.dv) << threads << " threads";
+      EXPECT_EQ(alone.dbeta, shared.dbeta) << threads << " threads";
+      EXPECT_EQ(alone.dlambda, shared.dlambda) << threads << " threads";
+    }
+  }
+}
+
 TEST_P(Properties, EmptyRowsGiveExactZeros) {
   const AttentionCase test_case = make_case(type(), views(), {1, 2, 2, 90, 90, 64, 64}, 50.0);
   const Results results = run(test_case, Implementation::kOperator, true);

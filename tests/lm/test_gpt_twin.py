@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,35 @@ CONFIG: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "softmax": {},
     "softmax_scaled_rope": {"rope_scaling": {"rope_type": "ntk-aware", "factor": 4.0}},
+    "gated_softmax": {"mechanism": "gated_softmax"},
+    "gated_softmax_element": {"mechanism": "gated_softmax", "gate": "element"},
+    "ssmax": {"mechanism": "ssmax", "ssmax_bias": True},
+    "entmax": {"mechanism": "entmax"},
+    "entmax_alpha": {"mechanism": "entmax", "entmax_alpha": 1.25},
+    "lssar": {"mechanism": "lssar"},
+    "lssar_cubic": {"mechanism": "lssar", "lssar_power": 3.0, "lssar_offset": 0.5},
     "rela": {"mechanism": "rela"},
+    "rela_layer": {"mechanism": "rela", "rela_norm": "layer"},
+    "rela_gated": {"mechanism": "rela", "rela_norm": "gated_rms"},
+    "rela_head": {"mechanism": "rela", "rela_norm": "head_rms"},
+    "diff_softmax": {"mechanism": "diff_softmax"},
+    "dex": {"mechanism": "dex", "dex_annealing_steps": 50},
+    "diff_rela": {"mechanism": "diff_rela"},
+    "diff_rela_halved": {"mechanism": "diff_rela", "view_heads": "halved"},
     "tra": {"mechanism": "tra"},
     "tra_power": {"mechanism": "tra", "power": 2.5, "kappa": 3.0},
     "tda": {"mechanism": "tda"},
     "tda_halved": {"mechanism": "tda", "view_heads": "halved"},
     "tda_wide_heads": {"mechanism": "tda", "num_attention_heads": 2},
     "tda_odd_width": {"mechanism": "tda", "hidden_size": 72, "num_attention_heads": 4},
+    "asentmax": {"mechanism": "asentmax"},
+    "softpick": {"mechanism": "softpick"},
 }
 
+
+# Tensors this small gain nothing from threads, and on a busy machine threads wait for each other most of the time.
+torch.set_num_threads(1)
+PROBE_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 # fp32 evaluations of the twin from which its rounding error is read. One is not enough: a few rows just above their
 # threshold, where the norm magnifies the rounding of a score, make most of the largest error.
@@ -88,7 +109,8 @@ class Comparison:
 
 
 def run_probe(*arguments: object) -> None:
-    result = subprocess.run([str(PROBE), *map(str, arguments)], capture_output=True, text=True, check=False)
+    command = [str(PROBE), *map(str, arguments)]
+    result = subprocess.run(command, env=PROBE_ENVIRONMENT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
@@ -104,7 +126,7 @@ def permute_width(name: str, tensor: Tensor, order: Tensor) -> Tensor:
     """The same model with the coordinates of its residual stream in another order: equal but for rounding."""
     if name.endswith(("output.weight", "down.weight")) or (name.endswith("norm.weight") and "head_norm" not in name):
         return tensor[order]
-    if tensor.dim() == 2 and "head_norm" not in name:
+    if tensor.dim() == 2 and "head_norm" not in name and "differential" not in name:
         return tensor[:, order]
     return tensor
 
@@ -131,7 +153,9 @@ def make_model(folder: Path, changes: dict[str, Any], scale: float) -> None:
     tensors = load_file(path)
     generator = torch.Generator().manual_seed(11)
     for name, tensor in tensors.items():
-        if tensor.dim() == 2 and "norm" not in name:
+        if name.endswith("annealing_step"):
+            tensor.fill_(20)
+        elif tensor.dim() == 2 and "norm" not in name and "differential" not in name:
             tensor.mul_(scale)
         elif name.endswith("weight"):
             tensor.add_(0.3 * torch.rand(tensor.shape, generator=generator))

@@ -63,7 +63,7 @@ TDA_TARGET_AVX512_BF16 void multiply(int m16, int n16, int k32, const std::uint1
 }
 
 TDA_TARGET_AVX512_BF16 std::uint64_t score(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices, int depth32,
-                                           const std::uint32_t* x, const float* y_scale, const float* bound,
+                                           const std::uint32_t* x, const RowScales& scales, const float* bound,
                                            float* scores) {
   std::uint64_t live = 0;
   for (int slice = 0; slice < slices; ++slice) {
@@ -73,7 +73,9 @@ TDA_TARGET_AVX512_BF16 std::uint64_t score(const std::uint16_t* y, std::ptrdiff_
       __m512 largest = _mm512_set1_ps(-__builtin_inff());
       for (int r = 0; r < 16; ++r) {
         __m512 value = _mm512_loadu_ps(tile + r * 64 + 16 * group);
-        if (y_scale != nullptr) value = _mm512_mul_ps(value, _mm512_set1_ps(y_scale[16 * slice + r]));
+        if (scales.scale != nullptr) {
+          value = _mm512_mul_ps(value, _mm512_set1_ps(scales.scale[16 * slice + r]));
+        }
         largest = _mm512_max_ps(value, largest);  // keeps `largest` where value is NaN
       }
       const bool exceeds = _mm512_cmp_ps_mask(largest, _mm512_loadu_ps(bound + 16 * group), _CMP_GT_OQ) != 0;
@@ -86,8 +88,8 @@ TDA_TARGET_AVX512_BF16 std::uint64_t score(const std::uint16_t* y, std::ptrdiff_
 }  // namespace
 
 const Bf16Engine* avx512_bf16_engine() {
-  static const Bf16Engine engine = {"avx512",        begin,          end,           score, multiply,
-                                    transpose_words, pair_bf16_rows, pair_fp32_rows};
+  static const Bf16Engine engine = {
+      "avx512", begin, end, score, multiply, transpose_words, pair_bf16_rows, pair_fp32_rows, round_fp32_tile, nullptr};
   static const bool available = cpu_has_avx512_bf16();
   return available ? &engine : nullptr;
 }

@@ -10,6 +10,12 @@
 
 namespace tda::cpu {
 
+// What the scores of rows are multiplied by before they are compared; null: 1.
+struct RowScales {
+  const float* scale = nullptr;         // [rows]
+  const float* largest_of_4 = nullptr;  // [rows / 4] the largest of 4 scales; NaN may count as anything
+};
+
 struct Bf16Engine {
   const char* name;
 
@@ -18,10 +24,10 @@ struct Bf16Engine {
   void (*end)(const void* saved_state);
 
   // Scores of `slices` (<= 16) slices of 16 rows y against 64 lanes x (pairs, depth32 * 16 rows of 64), and a test for
-  // survivors per 16 x 16 sub-tile: bit (4 * slice + group) of the result is set if some y_scale[row] * score exceeds
-  // bound[lane] (y_scale null: 1). The raw scores of such sub-tiles are written to scores[row][64]; the rest is not.
+  // survivors per 16 x 16 sub-tile: bit (4 * slice + group) of the result is set if some scale[row] * score exceeds
+  // bound[lane]. The raw scores of such sub-tiles are written to scores[row][64]; the rest is not.
   std::uint64_t (*score)(const std::uint16_t* y, std::ptrdiff_t y_stride, int slices, int depth32,
-                         const std::uint32_t* x, const float* y_scale, const float* bound, float* scores);
+                         const std::uint32_t* x, const RowScales& scales, const float* bound, float* scores);
 
   // c (16 m16 x 16 n16) = or += a (rows of 32 k32) b (pairs, row stride b_stride elements of 32 bits).
   void (*multiply)(int m16, int n16, int k32, const std::uint16_t* a, std::ptrdiff_t a_stride, const std::uint32_t* b,
@@ -35,6 +41,13 @@ struct Bf16Engine {
                     std::ptrdiff_t to_stride);
   // The same from fp32 tiles, rounded to nearest even: 64 columns, row stride 64.
   void (*pair_weights)(const float* from, int pairs, std::uint32_t* to);
+  // A 64 x 64 tile in bf16, rounded to nearest even.
+  void (*round_weights)(const float* from, std::uint16_t* to);
+
+  // Eight-bit products of up to 64 dimensions at twice the speed (eight_bit_screen.h); null where the CPU lacks them.
+  // Bit (4 * slice + group) of the result is set if some sum over y (rows of 64 bytes) and x (16 words of 4 dimensions,
+  // 64 lanes) exceeds bound[lane].
+  std::uint64_t (*screen)(const std::int8_t* y, int slices, const std::uint32_t* x, const std::int32_t* bound);
 };
 
 inline constexpr std::size_t kEngineStateBytes = 64;

@@ -79,5 +79,12 @@ TDA_TARGET_AVX512_BF16 void pair_fp32_rows(const float* from, int pairs, std::ui
   }
 }
 
+TDA_TARGET_AVX512_BF16 void round_fp32_tile(const float* from, std::uint16_t* to) {
+  for (int i = 0; i < 64 * 64; i += 32) {
+    _mm512_storeu_si512(to + i,
+                        (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + 16), _mm512_loadu_ps(from + i)));
+  }
+}
+
 }  // namespace tda::cpu
 #endif

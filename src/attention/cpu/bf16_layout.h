@@ -19,6 +19,7 @@ void transpose_words(const std::uint32_t* from, std::ptrdiff_t from_stride, int 
 void pair_bf16_rows(const std::uint16_t* from, std::ptrdiff_t from_stride, int pairs, int columns16, std::uint32_t* to,
                     std::ptrdiff_t to_stride);
 void pair_fp32_rows(const float* from, int pairs, std::uint32_t* to);
+void round_fp32_tile(const float* from, std::uint16_t* to);
 
 }  // namespace tda::cpu
 #endif

@@ -27,6 +27,8 @@ ForwardPlan::ForwardPlan(const AttentionShape& shape, const AttentionOptions& op
   screening = engine != nullptr && !engine_scores && options.normalize && choice.screening != Screening::kOff &&
               (shape.query_length >= kBlock || choice.screening == Screening::kAlways);
   always_screen = choice.screening == Screening::kAlways;
+  eight_bits = engine_scores && engine->screen != nullptr && options.normalize && head_dim <= kScreenDim &&
+               choice.screening != Screening::kOff && (shape.query_length >= kBlock || always_screen);
 }
 
 ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& options, void* base) {
@@ -43,7 +45,11 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& 
     s.queries_ready = arena.take<std::uint8_t>(blocks);
     s.scores = arena.take<float>(kChunk * kBlock);
     s.key_scale = arena.take<float>(kChunk);
+    s.key_scale_of_4 = arena.take<float>(kChunk / 4);
     s.key_power = arena.take<float>(kChunk);
+    s.query_quads = arena.take<std::uint32_t>(plan.eight_bits ? rows * kScreenDim / 4 : 0);
+    s.query_step = arena.take<float>(plan.eight_bits ? rows : 0);
+    s.keys_int8 = arena.take<std::int8_t>(plan.eight_bits ? kChunk * kScreenDim : 0);
     s.keys_bf16 = arena.take<std::uint16_t>(engine ? kChunk * depth : 0);
     s.keys_unit = arena.take<float>(plan.engine_scores ? 0 : kChunk * plan.head_dim);
     s.masks = arena.take<std::uint64_t>(kBlock);
@@ -52,7 +58,8 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, const AttentionOptions& 
   tau_low = arena.take<float>(rows);
   accumulator = arena.take<float>(rows * plan.value_stride);
   transposed_accumulator = arena.take<float>(plan.engine_scores ? rows * plan.value_stride : 0);
-  touched = arena.take<std::uint8_t>(blocks);
+  touched_rows = arena.take<std::uint64_t>(blocks);
+  transposed_used = arena.take<std::uint8_t>(blocks);
   rows_fp32 = arena.take<float>(kBlock * widest);
   rows_bf16 = arena.take<std::uint16_t>(kBlock * widest);
   values_fp32 = arena.take<float>(kChunk * plan.value_stride);

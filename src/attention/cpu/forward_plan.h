@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "attention/cpu/eight_bit_screen.h"
 #include "attention/cpu/problem.h"
 
 namespace tda::cpu {
@@ -20,6 +21,7 @@ struct ForwardPlan {
   bool engine_scores = false;  // bf16 inputs: the engine's products of the raw rows are the scores
   bool screening = false;      // fp32 and fp16 inputs: the engine finds candidates, fp32 products decide
   bool always_screen = false;
+  bool eight_bits = false;  // bf16 inputs: eight-bit products find candidates first
   int threads = 1;
   int head_dim = 0, depth32 = 0;        // depth32: head_dim in steps of 32
   int value_dim = 0, value_stride = 0;  // value_stride: value_dim padded to 16
@@ -35,7 +37,11 @@ struct ViewScratch {
   std::uint8_t* queries_ready;  // [blocks]
   float* scores;                // [kChunk][64]
   float* key_scale;             // [kChunk]
+  float* key_scale_of_4;        // [kChunk / 4] the largest of 4
   float* key_power;             // [kChunk]
+  std::uint32_t* query_quads;   // [blocks][16][64] eight bits, four dimensions a word
+  float* query_step;            // [rows] NaN: every pair is to be computed
+  std::int8_t* keys_int8;       // [kChunk][64]
   std::uint16_t* keys_bf16;     // [kChunk][32 * depth32]
   float* keys_unit;             // [kChunk][head_dim] filled slice by slice when first needed
   std::uint64_t* masks;         // [64] survivors of the tile
@@ -48,7 +54,8 @@ struct ForwardScratch {
   float *tau, *tau_low;              // [rows]
   float* accumulator;                // [rows][value_stride]
   float* transposed_accumulator;     // [blocks][value_stride][64], products of the engine
-  std::uint8_t* touched;             // [blocks] bit 0: accumulator, bit 1: transposed_accumulator
+  std::uint64_t* touched_rows;       // [blocks] rows of the accumulator that have been started
+  std::uint8_t* transposed_used;     // [blocks]
   float* rows_fp32;                  // [64][max(32 * depth32, value_stride)]
   std::uint16_t* rows_bf16;          // [64][max(32 * depth32, value_stride)]
   float* values_fp32;                // [kChunk][value_stride]

@@ -12,12 +12,17 @@ bool is_plain(float inverse) { return inverse >= kSmallPlain && inverse <= kLarg
 }  // namespace
 
 bool all_plain(const float* inverse, std::int64_t count) {
-  bool plain = true;
-  for (std::int64_t i = 0; i < count; ++i) plain &= is_plain(inverse[i]);
-  return plain;
+  int others = 0;  // no early end: this way the compiler uses vectors
+  for (std::int64_t i = 0; i < count; ++i) others |= inverse[i] >= kSmallPlain && inverse[i] <= kLargePlain ? 0 : 1;
+  return others == 0;
 }
 
 void split_scale(const float* inverse, std::int64_t count, float* scale, float* scaled_inverse) {
+  if (all_plain(inverse, count)) {
+    std::fill_n(scale, count, 1.0f);
+    std::copy_n(inverse, count, scaled_inverse);
+    return;
+  }
   for (std::int64_t i = 0; i < count; ++i) {
     scale[i] = 1.0f;
     scaled_inverse[i] = inverse[i];

@@ -1,7 +1,7 @@
 // The vector kernels of the CPU path, one table per instruction set, chosen at run time.
 //
 // Vocabulary: a tile of scores has rows ("y", one vector of q or k each) and 64 lanes ("x", the other side). The
-// forward and the query pass of the backward put queries in the lanes, the key pass of the backward puts keys there.
+// forward puts queries in the lanes, the backward puts keys there.
 // Tiles are fp32 with a row stride of kBlock. A row mask holds one bit per lane.
 //
 // Every score is the same sum whatever kernel computes it: chains of fused multiply-adds over kSegment elements of the
@@ -18,7 +18,7 @@ namespace tda::cpu {
 
 inline constexpr int kBlock = 64;  // queries of a block, lanes of a tile
 inline constexpr int kSlice = 16;  // keys of a slice: the survivor index has one bit per kBlock x kSlice pairs
-inline constexpr int kSegment = 8;
+inline constexpr int kSegment = 16;
 inline constexpr int kGroups = kBlock / kSlice;  // groups of 16 lanes in a tile
 
 // Rows of a matrix as they lie in memory; `stride` counts elements. Padded to a multiple of 16 columns unless stated.
@@ -47,7 +47,8 @@ struct Threshold {
   const float* low = nullptr;
 };
 
-// One tile's way from raw scores <x, y> to weights: s = (raw * row_scale) * lane_scale, r = s - tau.
+// One tile's way from raw scores <x, y> to weights: s = raw * (row_scale * lane_scale), r = s - tau. (The order of the
+// factors makes a score the same to the last bit whichever side is in the lanes.)
 struct WeighArguments {
   const std::uint8_t* rows = nullptr;  // the rows to visit, ascending
   int row_count = 0;
@@ -59,33 +60,52 @@ struct WeighArguments {
   PowerRule power;
 };
 
-// Arguments of the survivor-by-survivor backward.
+// Arguments of the survivor-by-survivor backward: rows of the tile are queries, lanes are keys.
 struct SurvivorGradientArguments {
   const std::uint64_t* masks = nullptr;  // [rows]
   int row_count = 0;
-  const float* weight = nullptr;      // a, tile
-  const float* derivative = nullptr;  // da/ds, tile
-  const float* row_scale = nullptr;
-  float factor = 1.0f;  // weight of the view: 1 or -lambda
-  Rows lane_values;     // rows of v or of d_output that belong to the lanes
-  Rows row_values;      // the other one
-  Rows row_vectors;     // q or k of the rows, raw
-  int value_dim = 0;    // multiples of 16
+  const float* weight = nullptr;           // a, tile
+  const float* derivative = nullptr;       // da/ds, tile
+  const float* row_scale = nullptr;        // per row: 1/|q|
+  const float* lane_scale = nullptr;       // per lane: 1/|k|
+  const float* threshold_scale = nullptr;  // per row: c_i
+  float factor = 1.0f;                     // weight of the view: 1 or -lambda
+  Rows queries, keys, values, cotangents;  // of one element type; the vectors raw
+  int value_dim = 0;                       // multiples of 16
   int head_dim = 0;
-  float* lane_gradient = nullptr;  // += g * y / |y|, [64][gradient_stride]
-  std::ptrdiff_t gradient_stride = 0;
-  float* value_gradient = nullptr;  // += factor * a * row_values, [64][value_stride]; may be null
-  std::ptrdiff_t value_stride = 0;
-  float* lane_g = nullptr;   // += g per lane (dbeta); may be null
-  float* lane_ap = nullptr;  // += a * <d_output, v> per lane (dlambda); may be null
+  float* query_gradient = nullptr;  // += g * k / |k|, [64][head_dim]; may be null, as may the next two
+  float* key_gradient = nullptr;    // += g * q / |q|, [64][head_dim]
+  float* value_gradient = nullptr;  // += factor * a * d_output, [64][value_dim]
+  double* g = nullptr;              // += c_i g (dbeta)
+  double* ap = nullptr;             // += a * <d_output, v> (dlambda); may be null
+};
+
+// Arguments of the step between the products of a dense tile of the backward.
+struct CombineArguments {
+  int row_count = 0;
+  const float* weight = nullptr;           // a, tile
+  const float* products = nullptr;         // <d_output, v>, tile
+  float factor = 1.0f;                     // weight of the view: 1 or -lambda
+  const float* row_scale = nullptr;        // per row: 1/|q|
+  const float* lane_scale = nullptr;       // per lane: 1/|k|
+  const float* threshold_scale = nullptr;  // per row: c_i
+  double* g = nullptr;                     // += c_i g
+  double* ap = nullptr;                    // += a * <d_output, v>; may be null
+};
+
+// What a product does with c.
+enum class ProductMode {
+  kOverwrite,  // c = a b
+  kContinue,   // every sum starts with c
+  kAddSum,     // every sum starts with 0 and is added to c: smaller rounding errors over many products
 };
 
 struct SimdKernels {
   const char* name;
 
-  // c (m x n) = or += a (m x k) b (k x n); a has any two strides, n is a multiple of 16.
+  // c (m x n) and a (m x k) b (k x n); a has any two strides, n is a multiple of 16.
   void (*multiply)(int m, int n, int k, const float* a, std::ptrdiff_t a_row, std::ptrdiff_t a_column, const float* b,
-                   std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, bool accumulate);
+                   std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, ProductMode mode);
   // Scores: c (m x n) = y x with y (m x depth) row-major and x (depth x n) of row stride kBlock, as is c.
   void (*multiply_scores)(int m, int n, int depth, const float* y, std::ptrdiff_t y_row, const float* x, float* c);
   // The same scores for listed rows: c[r][0..16) = sum_d y[r][d] x[d][0..16).
@@ -123,10 +143,9 @@ struct SimdKernels {
   void (*count_lanes)(const std::uint64_t* masks_a, const std::uint64_t* masks_b, int row_count, std::int32_t* counts);
 
   void (*survivor_gradients)(const SurvivorGradientArguments& arguments);
-  // Dense tile: derivative = factor * derivative * products where it is non-zero (times row_scale), the row sums of
-  // both kinds go to lane_g and lane_ap (each may be null). All 64 lanes of row_count rows.
-  void (*combine_gradients)(int row_count, const float* weight, float* derivative, const float* products, float factor,
-                            const float* row_scale, float* lane_g, float* lane_ap);
+  // Dense tile: g = factor * derivative * products where the derivative is not 0. derivative becomes g * row_scale;
+  // scaled_by_lanes, unless null, g * lane_scale. All 64 lanes of row_count rows.
+  void (*combine_gradients)(const CombineArguments& arguments, float* derivative, float* scaled_by_lanes);
   // to = (gradient - <gradient, unit> unit) * inverse with unit = x * inverse: the backward of the L2 norm, in place.
   // Rows at or below the norm floor (inverse = 1e12) keep only the scaling.
   void (*normalize_backward)(float* gradient, std::ptrdiff_t gradient_stride, Rows x, int count, int dim,

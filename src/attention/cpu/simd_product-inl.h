@@ -25,13 +25,15 @@ constexpr int kGroupVectors = kSlice / kLanes;
 template <int kRows, int kVectors>
 HWY_INLINE void MultiplyTile(int k, const float* HWY_RESTRICT a, std::ptrdiff_t a_row, std::ptrdiff_t a_column,
                              const float* HWY_RESTRICT b, std::ptrdiff_t b_row, float* HWY_RESTRICT c,
-                             std::ptrdiff_t c_row, bool accumulate) {
+                             std::ptrdiff_t c_row, ProductMode mode) {
   const F32 d;
   VF sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = accumulate ? hn::LoadU(d, c + r * c_row + v * kLanes) : hn::Zero(d);
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = mode == ProductMode::kContinue ? hn::LoadU(d, c + r * c_row + v * kLanes) : hn::Zero(d);
+    }
   }
   for (int i = 0; i < k; ++i) {
     VF column[kVectors];
@@ -50,112 +52,62 @@ HWY_INLINE void MultiplyTile(int k, const float* HWY_RESTRICT a, std::ptrdiff_t 
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      hn::StoreU(sum[r][v], d, c + r * c_row + v * kLanes);
+      float* to = c + r * c_row + v * kLanes;
+      hn::StoreU(mode == ProductMode::kAddSum ? hn::Add(hn::LoadU(d, to), sum[r][v]) : sum[r][v], d, to);
     }
   }
 }
 
 template <int kVectors>
 void MultiplyColumns(int m, int k, const float* a, std::ptrdiff_t a_row, std::ptrdiff_t a_column, const float* b,
-                     std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, bool accumulate) {
+                     std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, ProductMode mode) {
   constexpr int kRows = kVectors == 1 ? 8 : 6;
   int r = 0;
   for (; r + kRows <= m; r += kRows) {
-    MultiplyTile<kRows, kVectors>(k, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, accumulate);
+    MultiplyTile<kRows, kVectors>(k, a + r * a_row, a_row, a_column, b, b_row, c + r * c_row, c_row, mode);
   }
   const float* a_rest = a + r * a_row;
   float* c_rest = c + r * c_row;
   int rest = m - r;
   if (rest >= 4) {
-    MultiplyTile<4, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, accumulate);
+    MultiplyTile<4, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, mode);
     a_rest += 4 * a_row;
     c_rest += 4 * c_row;
     rest -= 4;
   }
   if (rest >= 2) {
-    MultiplyTile<2, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, accumulate);
+    MultiplyTile<2, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, mode);
     a_rest += 2 * a_row;
     c_rest += 2 * c_row;
     rest -= 2;
   }
-  if (rest == 1) MultiplyTile<1, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, accumulate);
+  if (rest == 1) MultiplyTile<1, kVectors>(k, a_rest, a_row, a_column, b, b_row, c_rest, c_row, mode);
 }
 
 void Multiply(int m, int n, int k, const float* a, std::ptrdiff_t a_row, std::ptrdiff_t a_column, const float* b,
-              std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, bool accumulate) {
+              std::ptrdiff_t b_row, float* c, std::ptrdiff_t c_row, ProductMode mode) {
   // Four vectors need 24 accumulators, which only the 32 registers of AVX-512 hold.
   constexpr int kWide = kLanes == 16 ? 4 : 2;
   int column = 0;
   for (; column + kWide * kLanes <= n; column += kWide * kLanes) {
-    MultiplyColumns<kWide>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, accumulate);
+    MultiplyColumns<kWide>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, mode);
   }
   if constexpr (kWide == 4) {
     if (column + 2 * kLanes <= n) {
-      MultiplyColumns<2>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, accumulate);
+      MultiplyColumns<2>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, mode);
       column += 2 * kLanes;
     }
   }
-  if (column < n) MultiplyColumns<1>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, accumulate);
+  if (column < n) MultiplyColumns<1>(m, k, a, a_row, a_column, b + column, b_row, c + column, c_row, mode);
 }
 
-// As MultiplyTile, but in segments of the depth: two sets of accumulators.
-template <int kRows, int kVectors>
-HWY_INLINE void ScoreTile(int depth, const float* HWY_RESTRICT y, std::ptrdiff_t y_row, const float* HWY_RESTRICT x,
-                          float* HWY_RESTRICT c) {
-  const F32 d;
-  VF total[kRows][kVectors];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) total[r][v] = hn::Zero(d);
-  }
-  for (int first = 0; first < depth; first += kSegment) {
-    VF sum[kRows][kVectors];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::Zero(d);
-    }
-    const int last = depth - first < kSegment ? depth : first + kSegment;
-    for (int i = first; i < last; ++i) {
-      VF column[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) column[v] = hn::LoadU(d, x + i * kBlock + v * kLanes);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const VF value = hn::Set(d, y[r * y_row + i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = hn::MulAdd(value, column[v], sum[r][v]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) total[r][v] = hn::Add(total[r][v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) hn::StoreU(total[r][v], d, c + r * kBlock + v * kLanes);
-  }
-}
-
-template <int kVectors>
-void ScoreColumns(int m, int depth, const float* y, std::ptrdiff_t y_row, const float* x, float* c) {
-  constexpr int kRows = kVectors == 1 ? 4 : 3;
-  int r = 0;
-  for (; r + kRows <= m; r += kRows) ScoreTile<kRows, kVectors>(depth, y + r * y_row, y_row, x, c + r * kBlock);
-  for (; r < m; ++r) ScoreTile<1, kVectors>(depth, y + r * y_row, y_row, x, c + r * kBlock);
-}
-
+// The product of each segment is added to those before it in memory, which leaves all registers to one segment.
 void MultiplyScores(int m, int n, int depth, const float* y, std::ptrdiff_t y_row, const float* x, float* c) {
-  constexpr int kWide = kLanes == 16 ? 4 : 2;
-  int column = 0;
-  for (; column + kWide * kLanes <= n; column += kWide * kLanes) {
-    ScoreColumns<kWide>(m, depth, y, y_row, x + column, c + column);
+  for (int first = 0; first < depth; first += kSegment) {
+    const int length = depth - first < kSegment ? depth - first : kSegment;
+    Multiply(m, n, length, y + first, y_row, 1, x + first * kBlock, kBlock, c, kBlock,
+             first == 0 ? ProductMode::kOverwrite : ProductMode::kAddSum);
   }
-  for (; column < n; column += kLanes) ScoreColumns<1>(m, depth, y, y_row, x + column, c + column);
 }
 
 template <int kRows>

@@ -97,24 +97,58 @@ HWY_INLINE VF JoinAsFloat(VD upper, VD lower) {
 // In double the squares neither overflow nor underflow, and a row times a power of two gets exactly the inverse
 // norm divided by it.
 template <typename Element>
+HWY_INLINE double SquareSum(const Element* row, int dim) {
+  VD sum0 = hn::Zero(F64()), sum1 = sum0;
+  for (int c = 0; c < dim; c += kLanes) {
+    const VF x = c + kLanes <= dim ? LoadAsFloat(row + c) : LoadPartial(row + c, dim - c);
+    const VD lower = LowerAsDouble(x), upper = UpperAsDouble(x);
+    sum0 = hn::MulAdd(lower, lower, sum0);
+    sum1 = hn::MulAdd(upper, upper, sum1);
+  }
+  return hn::GetLane(hn::SumOfLanes(F64(), hn::Add(sum0, sum1)));
+}
+
+// Squares of bf16 are exact in fp32, so that fp32 sums do unless they leave its range.
+HWY_INLINE double SquareSum(const Bf16Element* row, int dim) {
+  VF sum0 = hn::Zero(F32()), sum1 = sum0;
+  int c = 0;
+  for (; c + 2 * kLanes <= dim; c += 2 * kLanes) {
+    const VF x0 = LoadAsFloat(row + c), x1 = LoadAsFloat(row + c + kLanes);
+    sum0 = hn::MulAdd(x0, x0, sum0);
+    sum1 = hn::MulAdd(x1, x1, sum1);
+  }
+  for (; c < dim; c += kLanes) {
+    const VF x = c + kLanes <= dim ? LoadAsFloat(row + c) : LoadPartial(row + c, dim - c);
+    sum0 = hn::MulAdd(x, x, sum0);
+  }
+  const float sum = Sum(hn::Add(sum0, sum1));
+  if (sum > 0x1p-60f && sum < 0x1p100f) return static_cast<double>(sum);
+  return SquareSum<Bf16Element>(row, dim);
+}
+
+template <typename Element>
 void InverseNormsOf(const Element* row, std::ptrdiff_t stride, int count, int dim, bool normalize, float* inverse,
                     float* low) {
-  for (int r = 0; r < count; ++r, row += stride) {
-    VD sum0 = hn::Zero(F64()), sum1 = sum0;
-    for (int c = 0; c < dim; c += kLanes) {
-      const VF x = c + kLanes <= dim ? LoadAsFloat(row + c) : LoadPartial(row + c, dim - c);
-      const VD lower = LowerAsDouble(x), upper = UpperAsDouble(x);
-      sum0 = hn::MulAdd(lower, lower, sum0);
-      sum1 = hn::MulAdd(upper, upper, sum1);
+  const F64 wide;
+  const hn::Rebind<float, F64> narrow;
+  constexpr int kBatch = 64, kStep = static_cast<int>(hn::MaxLanes(F64()));
+  double sums[kBatch] = {};
+  float high[kBatch], rest[kBatch];
+  for (int first = 0; first < count; first += kBatch) {
+    const int rows = count - first < kBatch ? count - first : kBatch;
+    for (int r = 0; r < rows; ++r, row += stride) sums[r] = SquareSum(row, dim);
+    // Root and quotient of many rows at a time.
+    for (int r = 0; r < rows; r += kStep) {
+      const VD sum = hn::LoadU(wide, sums + r);
+      VD exact = hn::Set(wide, 1.0);
+      if (normalize) exact = hn::Div(exact, hn::Max(hn::Sqrt(sum), hn::Set(wide, 1e-12)));
+      exact = hn::IfThenElse(hn::IsFinite(sum), exact, hn::Set(wide, std::numeric_limits<double>::quiet_NaN()));
+      const auto rounded = hn::DemoteTo(narrow, exact);
+      hn::StoreU(rounded, narrow, high + r);
+      hn::StoreU(hn::DemoteTo(narrow, hn::Sub(exact, hn::PromoteTo(wide, rounded))), narrow, rest + r);
     }
-    const double sum = hn::GetLane(hn::SumOfLanes(F64(), hn::Add(sum0, sum1)));
-    if (!std::isfinite(sum)) {
-      inverse[r] = std::numeric_limits<float>::quiet_NaN();
-    } else {
-      const double exact = normalize ? 1.0 / std::max(std::sqrt(sum), 1e-12) : 1.0;
-      inverse[r] = static_cast<float>(exact);
-      if (low != nullptr) low[r] = static_cast<float>(exact - static_cast<double>(inverse[r]));
-    }
+    std::memcpy(inverse + first, high, rows * sizeof(float));
+    if (low != nullptr) std::memcpy(low + first, rest, rows * sizeof(float));
   }
 }
 

@@ -17,11 +17,15 @@ namespace tda::cpu::HWY_NAMESPACE {
 using MF = hn::Mask<F32>;
 
 HWY_INLINE std::uint64_t BitsOf(MF mask) {
+#if HWY_TARGET == HWY_AVX3
+  return mask.raw;
+#else
   std::uint8_t bytes[8] = {};
   hn::StoreMaskBits(F32(), mask, bytes);
   std::uint64_t bits;
   std::memcpy(&bits, bytes, 8);
   return bits & ((std::uint64_t{1} << kLanes) - 1);
+#endif
 }
 
 HWY_INLINE MF MaskOf(std::uint64_t bits) {
@@ -58,49 +62,51 @@ HWY_INLINE void Power(VF r, VF power, VF& weight, VF& derivative) {
   }
 }
 
-template <PowerRule::Kind kKind>
+template <PowerRule::Kind kKind, bool kByRow, bool kDerivative>
 int WeighAs(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
   const F32 d;
   const VF power = hn::Set(d, in.power.power);
   int survivors = 0;
-  for (int group = 0; group < kGroups; ++group) {
-    if ((in.groups >> group & 1) == 0) continue;
-    for (int v = 0; v < kGroupVectors; ++v) {
-      const int lane = group * kSlice + v * kLanes;
-      const VF lane_scale = hn::LoadU(d, in.lane_scale + lane);
-      const bool by_row = in.row_tau.high != nullptr;
-      VF tau = by_row ? hn::Zero(d) : hn::LoadU(d, in.lane_tau.high + lane);
-      VF tau_low = by_row ? hn::Zero(d) : hn::LoadU(d, in.lane_tau.low + lane);
-      for (int index = 0; index < in.row_count; ++index) {
-        const int row = in.rows[index];
-        float* at = scores + row * kBlock + lane;
-        if (by_row) {
-          tau = hn::Set(d, in.row_tau.high[row]);
-          tau_low = hn::Set(d, in.row_tau.low[row]);
-        }
-        const VF s = hn::Mul(hn::Mul(hn::LoadU(d, at), hn::Set(d, in.row_scale[row])), lane_scale);
-        const VF r = hn::Sub(hn::Sub(s, tau), tau_low);
-        // A NaN score, that is a NaN or Inf in q or k, counts as a survivor and so reaches everything it touches.
-        MF live = hn::Not(hn::Le(r, hn::Zero(d)));
-        if (in.allowed != nullptr) live = hn::And(live, MaskOf(in.allowed[row] >> lane));
-        const std::uint64_t bits = BitsOf(live);
-        if (bits == 0) {
-          hn::StoreU(hn::Zero(d), d, at);
-          if (derivative != nullptr) hn::StoreU(hn::Zero(d), d, derivative + row * kBlock + lane);
-          continue;
-        }
-        VF weight, slope;
-        Power<kKind>(r, power, weight, slope);
-        hn::StoreU(hn::IfThenElseZero(live, weight), d, at);
-        if (derivative != nullptr) {
-          hn::StoreU(hn::IfThenElseZero(live, slope), d, derivative + row * kBlock + lane);
-        }
-        masks[row] |= bits << lane;
-        survivors += std::popcount(bits);
-      }
+  for (int index = 0; index < in.row_count; ++index) {
+    const int row = in.rows[index];
+    const VF row_scale = hn::Set(d, in.row_scale[row]);
+    const VF row_tau = kByRow ? hn::Set(d, in.row_tau.high[row]) : hn::Zero(d);
+    const VF row_tau_low = kByRow ? hn::Set(d, in.row_tau.low[row]) : hn::Zero(d);
+    std::uint64_t row_bits = 0;
+#pragma GCC unroll 4
+    for (int lane = 0; lane < kBlock; lane += kLanes) {
+      if ((in.groups >> (lane / kSlice) & 1) == 0) continue;
+      float* at = scores + row * kBlock + lane;
+      const VF s = hn::Mul(hn::LoadU(d, at), hn::Mul(row_scale, hn::LoadU(d, in.lane_scale + lane)));
+      const VF tau = kByRow ? row_tau : hn::LoadU(d, in.lane_tau.high + lane);
+      const VF tau_low = kByRow ? row_tau_low : hn::LoadU(d, in.lane_tau.low + lane);
+      const VF r = hn::Sub(hn::Sub(s, tau), tau_low);
+      // A NaN score, that is a NaN or Inf in q or k, counts as a survivor and so reaches everything it touches.
+      MF live = hn::Not(hn::Le(r, hn::Zero(d)));
+      if (in.allowed != nullptr) live = hn::And(live, MaskOf(in.allowed[row] >> lane));
+      const std::uint64_t bits = BitsOf(live);
+      row_bits |= bits << lane;
+      // A branch would be mispredicted too often to pay, unless the power is expensive.
+      VF weight = hn::Zero(d), slope = weight;
+      if (kKind != PowerRule::kGeneral || bits != 0) Power<kKind>(r, power, weight, slope);
+      hn::StoreU(hn::IfThenElseZero(live, weight), d, at);
+      if (kDerivative) hn::StoreU(hn::IfThenElseZero(live, slope), d, derivative + row * kBlock + lane);
     }
+    masks[row] |= row_bits;
+    survivors += std::popcount(row_bits);
   }
   return survivors;
+}
+
+template <PowerRule::Kind kKind>
+int WeighAs(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
+  const bool by_row = in.row_tau.high != nullptr;
+  if (derivative == nullptr) {
+    return by_row ? WeighAs<kKind, true, false>(in, scores, derivative, masks)
+                  : WeighAs<kKind, false, false>(in, scores, derivative, masks);
+  }
+  return by_row ? WeighAs<kKind, true, true>(in, scores, derivative, masks)
+                : WeighAs<kKind, false, true>(in, scores, derivative, masks);
 }
 
 int Weigh(const WeighArguments& in, float* scores, float* derivative, std::uint64_t* masks) {
@@ -207,59 +213,96 @@ HWY_INLINE float Dot(const Element* a, const Element* b, int dim) {
   return Sum(hn::Add(sum0, sum1));
 }
 
+// row += sum over the lanes of the mask of coefficients[lane] * vectors[lane]; the sum stays in registers.
+template <int kVectors, typename Element>
+HWY_INLINE void AddLanesToRow(std::uint64_t mask, const float* coefficients, const Element* vectors,
+                              std::ptrdiff_t stride, float* row) {
+  const F32 d;
+  VF sum[kVectors];
+  for (int v = 0; v < kVectors; ++v) sum[v] = hn::Zero(d);
+  for (; mask != 0; mask &= mask - 1) {
+    const int lane = std::countr_zero(mask);
+    const VF c = hn::Set(d, coefficients[lane]);
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = hn::MulAdd(c, LoadAsFloat(vectors + lane * stride + v * kLanes), sum[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) hn::StoreU(hn::Add(hn::LoadU(d, row + v * kLanes), sum[v]), d, row + v * kLanes);
+}
+
 template <typename Element>
 void SurvivorGradientsOf(const SurvivorGradientArguments& in) {
-  const auto* lane_values = static_cast<const Element*>(in.lane_values.data);
-  const auto* row_values = static_cast<const Element*>(in.row_values.data);
-  const auto* row_vectors = static_cast<const Element*>(in.row_vectors.data);
-  float coefficient[kBlock];
+  const auto* queries = static_cast<const Element*>(in.queries.data);
+  const auto* keys = static_cast<const Element*>(in.keys.data);
+  const auto* values = static_cast<const Element*>(in.values.data);
+  const auto* cotangents = static_cast<const Element*>(in.cotangents.data);
+  float by_query[kBlock], by_key[kBlock];
+  double total_g = 0.0, total_ap = 0.0;
   for (int row = 0; row < in.row_count; ++row) {
     const std::uint64_t mask = in.masks[row];
     if (mask == 0) continue;
-    const Element* value = row_values + row * in.row_values.stride;
+    const Element* cotangent = cotangents + row * in.cotangents.stride;
     const float* weight = in.weight + row * kBlock;
+    float sum_g = 0.0f;
     for (std::uint64_t bits = mask; bits != 0; bits &= bits - 1) {
       const int lane = std::countr_zero(bits);
-      const float product = Dot(value, lane_values + lane * in.lane_values.stride, in.value_dim);
+      const float product = Dot(cotangent, values + lane * in.values.stride, in.value_dim);
       const float g = in.factor * in.derivative[row * kBlock + lane] * product;
-      coefficient[lane] = g * in.row_scale[row];
-      if (in.lane_g != nullptr) in.lane_g[lane] += g;
-      if (in.lane_ap != nullptr) in.lane_ap[lane] += weight[lane] * product;
+      by_key[lane] = g * in.lane_scale[lane];
+      by_query[lane] = g * in.row_scale[row];
+      sum_g += g;
+      total_ap += static_cast<double>(weight[lane] * product);
     }
-    if (in.lane_gradient != nullptr) {
-      AddRowToLanes(mask, coefficient, 1.0f, row_vectors + row * in.row_vectors.stride, in.head_dim, in.lane_gradient,
-                    in.gradient_stride);
+    total_g += static_cast<double>(in.threshold_scale[row]) * static_cast<double>(sum_g);
+    if (in.query_gradient != nullptr) {
+      float* gradient = in.query_gradient + row * in.head_dim;
+      int c = 0;
+      for (; c + 4 * kLanes <= in.head_dim; c += 4 * kLanes) {
+        AddLanesToRow<4>(mask, by_key, keys + c, in.keys.stride, gradient + c);
+      }
+      for (; c < in.head_dim; c += kLanes) AddLanesToRow<1>(mask, by_key, keys + c, in.keys.stride, gradient + c);
+    }
+    if (in.key_gradient != nullptr) {
+      AddRowToLanes(mask, by_query, 1.0f, queries + row * in.queries.stride, in.head_dim, in.key_gradient, in.head_dim);
     }
     if (in.value_gradient != nullptr) {
-      AddRowToLanes(mask, weight, in.factor, value, in.value_dim, in.value_gradient, in.value_stride);
+      AddRowToLanes(mask, weight, in.factor, cotangent, in.value_dim, in.value_gradient, in.value_dim);
     }
   }
+  *in.g += total_g;
+  if (in.ap != nullptr) *in.ap += total_ap;
 }
 
 void SurvivorGradients(const SurvivorGradientArguments& in) {
-  WithElement(in.row_values.type,
+  WithElement(in.values.type,
               [&](auto* tag) { SurvivorGradientsOf<std::remove_const_t<std::remove_pointer_t<decltype(tag)>>>(in); });
 }
 
-void CombineGradients(int row_count, const float* weight, float* derivative, const float* products, float factor,
-                      const float* row_scale, float* lane_g, float* lane_ap) {
+void CombineGradients(const CombineArguments& in, float* derivative, float* scaled_by_lanes) {
   const F32 d;
-  const VF f = hn::Set(d, factor);
+  const VF f = hn::Set(d, in.factor);
+  double total_g = 0.0, total_ap = 0.0;
   for (int lane = 0; lane < kBlock; lane += kLanes) {
+    const VF lane_scale = hn::LoadU(d, in.lane_scale + lane);
     VF sum_g = hn::Zero(d), sum_ap = sum_g;
-    for (int row = 0; row < row_count; ++row) {
+    for (int row = 0; row < in.row_count; ++row) {
       const int at = row * kBlock + lane;
       const VF slope = hn::LoadU(d, derivative + at);
       const MF live = hn::Not(hn::Eq(slope, hn::Zero(d)));
-      const VF product = hn::IfThenElseZero(live, hn::LoadU(d, products + at));
+      const VF product = hn::IfThenElseZero(live, hn::LoadU(d, in.products + at));
       const VF g = hn::Mul(hn::Mul(f, slope), product);
-      sum_g = hn::Add(sum_g, g);
-      sum_ap = hn::MulAdd(hn::LoadU(d, weight + at), product, sum_ap);
-      hn::StoreU(hn::IfThenElseZero(live, hn::Mul(g, hn::Set(d, row_scale[row]))), d, derivative + at);
+      sum_g = hn::MulAdd(hn::Set(d, in.threshold_scale[row]), g, sum_g);
+      if (in.ap != nullptr) sum_ap = hn::MulAdd(hn::LoadU(d, in.weight + at), product, sum_ap);
+      hn::StoreU(hn::IfThenElseZero(live, hn::Mul(g, hn::Set(d, in.row_scale[row]))), d, derivative + at);
+      if (scaled_by_lanes != nullptr) {
+        hn::StoreU(hn::IfThenElseZero(live, hn::Mul(g, lane_scale)), d, scaled_by_lanes + at);
+      }
     }
-    if (lane_g != nullptr) hn::StoreU(hn::Add(hn::LoadU(d, lane_g + lane), sum_g), d, lane_g + lane);
-    if (lane_ap != nullptr) hn::StoreU(hn::Add(hn::LoadU(d, lane_ap + lane), sum_ap), d, lane_ap + lane);
+    total_g += static_cast<double>(Sum(sum_g));
+    total_ap += static_cast<double>(Sum(sum_ap));
   }
+  *in.g += total_g;
+  if (in.ap != nullptr) *in.ap += total_ap;
 }
 
 }  // namespace tda::cpu::HWY_NAMESPACE

@@ -1,33 +1,62 @@
 #include "lm/model/attention_mechanism.h"
 
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
 #include "lm/error.h"
 #include "lm/model/mechanisms/registry.h"
+#include "lm/model/weight_counts.h"
 #include "lm/nearest_name.h"
 
 namespace tda {
 namespace {
 
 struct Registered {
-  std::string_view name;
-  std::unique_ptr<AttentionMechanism> (*make)(const ModelConfig&);
+  std::string name;
+  MechanismMaker make;
 };
 
-constexpr Registered kRegistry[] = {
-    {"softmax", make_softmax},
-    {"rela", make_rela},
-    {"tra", make_tra},
-    {"tda", make_tda},
-};
+// A function's static, because a RegisteredMechanism of another file may be constructed before this file's statics.
+std::vector<Registered>& registry() {
+#define TDA_REGISTER(name) {#name, make_##name},
+  static std::vector<Registered> entries = {TDA_ATTENTION_MECHANISMS(TDA_REGISTER)};
+#undef TDA_REGISTER
+  return entries;
+}
+
+const Registered* find_registered(std::string_view name) {
+  const auto found =
+      std::find_if(registry().begin(), registry().end(), [&](const Registered& entry) { return entry.name == name; });
+  return found == registry().end() ? nullptr : &*found;
+}
 
 }  // namespace
 
-std::unique_ptr<AttentionMechanism> make_attention_mechanism(const ModelConfig& config) {
-  for (const auto& entry : kRegistry) {
-    if (entry.name == config.mechanism) return entry.make(config);
+HeadLayout one_view_layout(const ModelConfig& config) {
+  return {1, config.heads, config.head_dim(), config.head_dim()};
+}
+
+HeadLayout two_view_layout(const ModelConfig& config, ViewHeads view_heads) {
+  const std::int64_t dim = config.head_dim();
+  if (view_heads == ViewHeads::kFull) return {2, config.heads, dim, dim};
+  if (config.heads % 2 != 0) {
+    throw Error(
+        fmt::format("model.heads is {}, expected an even number, since {} halves it", config.heads, config.mechanism));
   }
+  return {2, config.heads / 2, dim, 2 * dim};
+}
+
+at::Tensor joined_heads(const at::Tensor& rows) { return rows.transpose(1, 2).flatten(2); }
+
+WeightCounts AttentionMechanism::count(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const {
+  return count_from_map(maps(heads, parameters).effective);
+}
+
+std::unique_ptr<AttentionMechanism> make_attention_mechanism(const ModelConfig& config) {
+  if (const Registered* entry = find_registered(config.mechanism)) return entry->make(config);
   const auto names = attention_mechanism_names();
   const std::vector<std::string> candidates(names.begin(), names.end());
   const auto nearest = nearest_name(config.mechanism, candidates);
@@ -38,8 +67,17 @@ std::unique_ptr<AttentionMechanism> make_attention_mechanism(const ModelConfig& 
 
 std::vector<std::string_view> attention_mechanism_names() {
   std::vector<std::string_view> names;
-  for (const auto& entry : kRegistry) names.push_back(entry.name);
+  for (const auto& entry : registry()) names.push_back(entry.name);
   return names;
+}
+
+RegisteredMechanism::RegisteredMechanism(std::string name, MechanismMaker make) : name_(std::move(name)) {
+  if (find_registered(name_) != nullptr) throw Error(fmt::format("the mechanism \"{}\" is registered twice", name_));
+  registry().push_back({name_, make});
+}
+
+RegisteredMechanism::~RegisteredMechanism() {
+  std::erase_if(registry(), [&](const Registered& entry) { return entry.name == name_; });
 }
 
 }  // namespace tda

@@ -14,8 +14,6 @@
 namespace tda {
 namespace {
 
-constexpr double kInitialDeviation = 0.02;
-
 ParameterSpec matrix(std::string name, std::int64_t rows, std::int64_t columns, ParameterRole role, double deviation) {
   return {.name = std::move(name), .shape = {rows, columns}, .role = role, .deviation = deviation, .decay = true};
 }
@@ -109,6 +107,7 @@ void Gpt::initialize(std::uint64_t seed) {
 ParameterCount Gpt::parameter_count() const {
   ParameterCount count;
   for (const auto& parameter : parameters_) {
+    if (parameter.spec.growth != 0) continue;  // a clock
     const std::int64_t size = parameter.tensor.numel();
     count.total += size;
     switch (parameter.spec.role) {
@@ -146,7 +145,9 @@ at::Device Gpt::device() const { return parameters_.front().tensor.device(); }
 void Gpt::after_optimizer_step() {
   at::NoGradGuard no_gradient;
   for (auto& parameter : parameters_) {
-    if (const auto& bounds = parameter.spec.bounds) parameter.tensor.clamp_(bounds->first, bounds->second);
+    const auto& spec = parameter.spec;
+    if (spec.growth != 0) parameter.tensor.add_(spec.growth);
+    if (spec.bounds) parameter.tensor.clamp_(spec.bounds->first, spec.bounds->second);
   }
 }
 
@@ -181,15 +182,18 @@ at::Tensor Gpt::attention(const PreparedWeights& weights, std::int64_t layer, co
   const auto head_type = mechanism_->head_type(weights.compute_type, joined.device());
   ProjectedHeads heads = rotary_.split(joined, mechanism_->layout(), first_position, head_type);
   heads.hidden = normalized;
+  heads.layer = layer;
   if (options.cache != nullptr) {
     const auto all = options.cache->append(layer, heads.k, heads.v);
     heads.k = all.k;
     heads.v = all.v;
   }
   if (options.observer) options.observer(layer, heads, prepared.mechanism);
-  WeightCounts counts;
-  const auto mixed = mechanism_->attend(heads, prepared.mechanism, options.statistics != nullptr ? &counts : nullptr);
-  if (options.statistics != nullptr) options.statistics->add(layer, counts);
+  const auto mixed = mechanism_->attend(heads, prepared.mechanism);
+  if (options.statistics != nullptr) {
+    at::NoGradGuard no_gradient;
+    options.statistics->add(layer, mechanism_->count(heads, prepared.mechanism));
+  }
   return at::linear(mixed.to(weights.compute_type), prepared.output);
 }
 

@@ -48,7 +48,7 @@ class Gpt {
   // are added up there.
   at::Tensor loss(const at::Tensor& ids, const at::Tensor& targets, AttentionStatistics* statistics = nullptr);
 
-  // Projects bounded parameters (lambda) back into their interval. Call after every optimizer step.
+  // Projects bounded parameters (lambda) back into their interval and moves clocks on. Call after every optimizer step.
   void after_optimizer_step();
 
   // Weights in the compute dtype with the projections of a layer joined in one matrix. forward() prepares its own each

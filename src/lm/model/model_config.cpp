@@ -1,11 +1,15 @@
 #include "lm/model/model_config.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "lm/error.h"
+#include "lm/model/mechanism_option.h"
+#include "lm/nearest_name.h"
 
 namespace tda {
 namespace {
@@ -36,6 +40,27 @@ T read(const nlohmann::json& json, const char* key, const std::string& source) {
     throw Error(fmt::format("{}: \"{}\" is {}, expected {}", source, key, found->dump(), expected));
   }
   return found->get<T>();
+}
+
+void require_option(const MechanismOption& option, const ModelConfig& config) {
+  std::visit(
+      [&](auto member) {
+        const auto& value = config.*member;
+        using Value = std::decay_t<decltype(value)>;
+        if constexpr (std::is_same_v<Value, std::string>) {
+          const bool known = std::find(option.choices.begin(), option.choices.end(), value) != option.choices.end();
+          if (known) return;
+          const auto nearest = nearest_name(value, option.choices);
+          throw Error(
+              fmt::format("model.{} is \"{}\", expected one of {}", option.key, value, fmt::join(option.choices, ", ")),
+              nearest ? fmt::format("did you mean \"{}\"?", *nearest) : "");
+        } else if constexpr (!std::is_same_v<Value, bool>) {
+          const std::string expected = option.range.text(std::is_integral_v<Value> ? "an integer" : "a number");
+          require(option.range.contains(static_cast<double>(value)), option.key, fmt::to_string(value),
+                  expected.c_str());
+        }
+      },
+      option.member);
 }
 
 double read_rope_scaling(const nlohmann::json& json, const std::string& source) {
@@ -93,6 +118,7 @@ void ModelConfig::validate() const {
   require(std::isfinite(power) && power >= 1, "power", fmt::to_string(power), "a number of at least 1");
   require(std::isfinite(head_norm_eps) && head_norm_eps >= 0, "head_norm_eps", fmt::to_string(head_norm_eps),
           "a number of at least 0");
+  for (const auto& option : mechanism_options()) require_option(option, *this);
 }
 
 nlohmann::json ModelConfig::to_json() const {
@@ -119,6 +145,9 @@ nlohmann::json ModelConfig::to_json() const {
   json["kappa"] = kappa;
   json["power"] = power;
   json["head_norm_eps"] = head_norm_eps;
+  for (const auto& option : mechanism_options()) {
+    if (option.read_by(mechanism)) std::visit([&](auto member) { json[option.key] = this->*member; }, option.member);
+  }
   return json;
 }
 
@@ -140,6 +169,12 @@ ModelConfig ModelConfig::from_json(const nlohmann::json& json, const std::string
   config.kappa = read<double>(json, "kappa", source);
   config.power = read<double>(json, "power", source);
   config.head_norm_eps = read<double>(json, "head_norm_eps", source);
+  for (const auto& option : mechanism_options()) {
+    if (!json.contains(option.key)) continue;
+    std::visit(
+        [&](auto member) { config.*member = read<std::decay_t<decltype(config.*member)>>(json, option.key, source); },
+        option.member);
+  }
   try {
     config.view_heads = parse_view_heads(read<std::string>(json, "view_heads", source));
     config.validate();

@@ -42,6 +42,17 @@ struct ModelConfig {
   double kappa = 1.0;
   double power = 2.0;
   double head_norm_eps = 1e-6;
+  // Of single mechanisms; meanings and ranges: mechanism_option.cpp.
+  std::string gate = "head";
+  double ssmax_scale = 0.168;
+  bool ssmax_bias = false;
+  double entmax_alpha = 1.5;
+  bool asentmax_bias = true;
+  double lssar_power = 15.0;
+  double lssar_offset = 1.0;
+  std::string rela_norm = "rms";
+  std::int64_t dex_annealing_steps = 1000;
+  double softpick_eps = 1e-8;
 
   std::int64_t head_dim() const { return width / heads; }
 
@@ -50,8 +61,10 @@ struct ModelConfig {
 
   // config.json: Hugging Face's names where one exists (num_hidden_layers, num_attention_heads, hidden_size,
   // vocab_size, max_position_embeddings, rope_theta, rope_scaling, intermediate_size, layer_norm_eps), ours otherwise.
+  // Options of single mechanisms stand there for the mechanism that reads them.
   nlohmann::json to_json() const;
-  // Throws Error, prefixed with `source`, on a missing key, a wrong type or a value that validate() refuses.
+  // Throws Error, prefixed with `source`, on a missing key, a wrong type or a value that validate() refuses. Only an
+  // option of a single mechanism may be missing and then has its default: older files do not know it.
   static ModelConfig from_json(const nlohmann::json& json, const std::string& source);
 
   bool operator==(const ModelConfig&) const = default;

@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "lm/model/accumulation_type.h"
 #include "lm/model/cpu/row_kernels.h"
 
 namespace tda {
@@ -176,8 +177,6 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 
 at::Tensor rms_normalize(const at::Tensor& x, double eps) { return x * (x.square().mean(-1, true) + eps).rsqrt(); }
 
-at::Tensor widened(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
-
 }  // namespace
 
 ResidualNorm add_layer_norm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& gain, at::ScalarType type) {
@@ -198,6 +197,11 @@ at::Tensor head_rms_norm(const at::Tensor& u, const at::Tensor& gain, double eps
 at::Tensor joint_rms_norm(const at::Tensor& u, const at::Tensor& gain, double eps) {
   if (has_kernels(u, u.scalar_type())) return RmsNorm::apply(u, gain, true, eps);
   return (rms_normalize(widened(u.transpose(1, 2).flatten(2)), eps) * gain).to(u.dtype());
+}
+
+at::Tensor joint_layer_norm(const at::Tensor& u, const at::Tensor& gain, double eps) {
+  const auto joined = widened(u.transpose(1, 2).flatten(2));
+  return at::layer_norm(joined, gain.sizes(), gain, {}, eps).to(u.dtype());
 }
 
 }  // namespace tda

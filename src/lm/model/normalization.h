@@ -22,4 +22,7 @@ at::Tensor head_rms_norm(const at::Tensor& u, const at::Tensor& gain, double eps
 // One RMSNorm over all heads together: u (B, H, T, D), gain fp32 (H*D) -> (B, T, H*D) in the dtype of u.
 at::Tensor joint_rms_norm(const at::Tensor& u, const at::Tensor& gain, double eps);
 
+// One LayerNorm without bias over all heads together; shapes as joint_rms_norm.
+at::Tensor joint_layer_norm(const at::Tensor& u, const at::Tensor& gain, double eps);
+
 }  // namespace tda

@@ -14,6 +14,9 @@ namespace tda {
 // The part of the model a parameter is counted under.
 enum class ParameterRole { kEmbedding, kHead, kAttention, kMlp, kNorm, kMechanism };
 
+// Matrices start as normal(0, 0.02), those that write into the residual stream with less (gpt.cpp).
+inline constexpr double kInitialDeviation = 0.02;
+
 // Declared by the model and by each mechanism; says all that initialization, the optimizer and files need to know.
 struct ParameterSpec {
   std::string name;  // relative to its owner, e.g. "query.weight"
@@ -24,7 +27,8 @@ struct ParameterSpec {
   bool decay = false;      // weight decay applies (matrices only)
   bool trainable = true;
   std::optional<std::pair<double, double>> bounds =
-      std::nullopt;  // the optimizer step projects back into [first, second]
+      std::nullopt;     // the optimizer step projects back into [first, second]
+  double growth = 0.0;  // added by every optimizer step: a clock that a schedule reads, neither trained nor counted
 };
 
 struct NamedParameter {

@@ -159,7 +159,7 @@ void write_safetensors(const std::filesystem::path& path,
   std::size_t offset = 0;
   for (const auto& [name, tensor] : tensors) {
     const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes),
-                                    [&](const TypeName& t) { return t.type == tensor.scalar_type(); });
+                                    [wanted = tensor.scalar_type()](const TypeName& t) { return t.type == wanted; });
     if (type == std::end(kTypes)) throw Error(fmt::format("tensor {} has a type that safetensors lacks", name));
     header[name] = {
         {"dtype", type->name}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, offset + tensor.nbytes()}}};

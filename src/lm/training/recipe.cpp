@@ -7,9 +7,10 @@
 #include <optional>
 #include <sstream>
 
-#include "lm/error.h"
-#include "lm/nearest_name.h"
 #include "lm/durable_file.h"
+#include "lm/error.h"
+#include "lm/model/attention_mechanism.h"
+#include "lm/nearest_name.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"
 
@@ -164,6 +165,7 @@ void validate_recipe(const Recipe& recipe) {
   // Not known before the dataset is open; whatever is valid stands in for it.
   if (model.vocabulary == 0) model.vocabulary = 1;
   model.validate();
+  make_attention_mechanism(model);  // throws what a mechanism refuses
 }
 
 }  // namespace tda

@@ -5,10 +5,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <type_traits>
 
 #include "lm/model/attention_mechanism.h"
+#include "lm/model/mechanism_option.h"
 
 namespace tda {
 namespace {
@@ -47,19 +47,17 @@ RecipeField field(const char* section, const char* key, Access access, const cha
 }
 
 RecipeField at_least(double minimum, RecipeField field) {
-  field.minimum = minimum;
+  field.range = {.minimum = minimum};
   return field;
 }
 
 RecipeField above(double minimum, RecipeField field) {
-  field.minimum = minimum;
-  field.minimum_excluded = true;
+  field.range = {.minimum = minimum, .minimum_excluded = true};
   return field;
 }
 
 RecipeField between(double minimum, double maximum, RecipeField field) {
-  field.minimum = minimum;
-  field.maximum = maximum;
+  field.range = {.minimum = minimum, .maximum = maximum};
   return field;
 }
 
@@ -93,9 +91,10 @@ std::vector<RecipeField> model_fields() {
       above(0, model("rope_theta", MEMBER(model.rope_theta), "base of the rotary embedding")),
       at_least(1, model("rope_scaling", MEMBER(model.rope_scaling),
                         "NTK-aware factor for longer contexts; 1 leaves the base as it is")),
-      one_of({"full", "halved"}, model("view_heads", MEMBER(model.view_heads),
-                                       "two-view mechanisms: a full query and key matrix for each view, or half the "
-                                       "heads so that the parameter count is that of softmax")),
+      one_of({"full", "halved"},
+             model("view_heads", MEMBER(model.view_heads),
+                   "tda, diff_rela: a full query and key matrix for each view, or half the heads so "
+                   "that the parameter count is that of softmax")),
       model("beta", MEMBER(model.beta), "start value of the threshold's factor"),
       between(0, 1, model("lambda", MEMBER(model.lambda), "start value of the second view's factor")),
       model("learn_beta", MEMBER(model.learn_beta), "train beta"),
@@ -104,6 +103,23 @@ std::vector<RecipeField> model_fields() {
       at_least(1, model("power", MEMBER(model.power), "exponent of the rectified excess over the threshold")),
       above(0, model("head_norm_eps", MEMBER(model.head_norm_eps), "epsilon of the norm of attention's output")),
   };
+}
+
+std::vector<RecipeField> mechanism_option_fields() {
+  std::vector<RecipeField> fields;
+  for (const MechanismOption& option : mechanism_options()) {
+    auto result = std::visit(
+        [&](auto member) {
+          return field(
+              "model", option.key, [member](auto& recipe) -> auto& { return recipe.model.*member; }, option.meaning,
+              OnResume::kFixed);
+        },
+        option.member);
+    result.range = option.range;
+    result.choices = option.choices;
+    fields.push_back(std::move(result));
+  }
+  return fields;
 }
 
 std::vector<RecipeField> train_fields() {
@@ -168,12 +184,6 @@ std::vector<RecipeField> other_fields() {
 
 #undef MEMBER
 
-std::string number_range(const RecipeField& field, const std::string& noun) {
-  if (field.minimum && field.maximum) return fmt::format("{} from {} to {}", noun, *field.minimum, *field.maximum);
-  if (field.minimum) return fmt::format("{} {} {}", noun, field.minimum_excluded ? ">" : ">=", *field.minimum);
-  return noun;
-}
-
 template <typename T>
 std::optional<RecipeValue> parse_number(const std::string& text) {
   T value{};
@@ -189,8 +199,8 @@ std::optional<RecipeValue> parse_number(const std::string& text) {
 std::string RecipeField::expected() const {
   const RecipeValue type = get(Recipe());
   if (std::holds_alternative<bool>(type)) return "true or false";
-  if (std::holds_alternative<std::int64_t>(type)) return number_range(*this, "an integer");
-  if (std::holds_alternative<double>(type)) return number_range(*this, "a number");
+  if (std::holds_alternative<std::int64_t>(type)) return range.text("an integer");
+  if (std::holds_alternative<double>(type)) return range.text("a number");
   return choices.empty() ? "a string" : fmt::format("one of {}", fmt::join(choices, ", "));
 }
 
@@ -202,9 +212,7 @@ bool RecipeField::accepts(const RecipeValue& value) const {
   if (std::holds_alternative<bool>(value)) return true;
   const double number = std::holds_alternative<double>(value) ? std::get<double>(value)
                                                               : static_cast<double>(std::get<std::int64_t>(value));
-  if (!std::isfinite(number)) return false;
-  if (minimum && (minimum_excluded ? number <= *minimum : number < *minimum)) return false;
-  return !maximum || number <= *maximum;
+  return range.contains(number);
 }
 
 std::optional<RecipeValue> RecipeField::parse(const std::string& text) const {
@@ -219,6 +227,7 @@ std::optional<RecipeValue> RecipeField::parse(const std::string& text) const {
 const std::vector<RecipeField>& recipe_fields() {
   static const std::vector<RecipeField> fields = [] {
     std::vector<RecipeField> all = model_fields();
+    for (auto& option : mechanism_option_fields()) all.push_back(std::move(option));
     all.push_back(field(
         "data", "path", [](auto& recipe) -> auto& { return recipe.data.path; },
         "folder that `tda data prepare` wrote, relative to the working directory", OnResume::kFree));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lm/training/recipe.h"
+#include "lm/value_range.h"
 
 namespace tda {
 
@@ -25,8 +26,7 @@ struct RecipeField {
   std::string section, key;
   std::function<RecipeValue(const Recipe&)> get;  // the alternative held is the type of the key
   std::function<void(Recipe&, const RecipeValue&)> set;
-  std::optional<double> minimum, maximum;
-  bool minimum_excluded = false;
+  ValueRange range;                  // of a number
   std::vector<std::string> choices;  // of a string; empty: any
   OnResume on_resume = OnResume::kFixed;
   std::string meaning;

@@ -4,8 +4,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "lm/error.h"
 #include "lm/durable_file.h"
+#include "lm/error.h"
 
 namespace tda {
 namespace {

@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include "../model/golden_input.h"
 #include "../model/small_model.h"
 #include "lm/error.h"
 
@@ -50,7 +51,8 @@ TEST_P(CachedForward, ContinuesFromATruncatedCache) {
   EXPECT_LE((rest - expected).abs().max().item<double>(), 2e-5 * expected.abs().max().item<double>());
 }
 
-INSTANTIATE_TEST_SUITE_P(Mechanisms, CachedForward, testing::Values("softmax", "rela", "tra", "tda"));
+INSTANTIATE_TEST_SUITE_P(Mechanisms, CachedForward, testing::ValuesIn(test::every_mechanism()),
+                         [](const auto& name) { return name.param; });
 
 GenerationOptions byte_options(double temperature) {
   return {.sampling = {.temperature = temperature, .seed = 3}, .max_tokens = 40, .vocabulary = 257, .end_of_text = 256};

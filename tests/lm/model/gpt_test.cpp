@@ -4,6 +4,11 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
+#include <set>
+
+#include "golden_input.h"
 #include "lm/error.h"
 #include "small_model.h"
 
@@ -58,6 +63,7 @@ TEST_P(EveryMechanism, Bf16IsCloseToFp32) {
 TEST_P(EveryMechanism, StatisticsCountEveryHeadOfEveryLayer) {
   at::NoGradGuard no_gradient;
   const auto model = small_model(small_config(GetParam()));
+  const auto head_count = model->mechanism().layout().heads;
   const auto ids = random_ids(2, 32);
   AttentionStatistics statistics;
   std::vector<std::vector<double>> expected;
@@ -66,7 +72,7 @@ TEST_P(EveryMechanism, StatisticsCountEveryHeadOfEveryLayer) {
                    const auto map = model->mechanism().maps(heads, parameters).effective;
                    const auto nonzero = map.ne(0).sum({0, 2, 3}).to(at::kDouble) / (2 * 32 * 33 / 2.0);
                    auto& row = expected.emplace_back();
-                   for (std::int64_t h = 0; h < 4; ++h) row.push_back(1 - nonzero[h].template item<double>());
+                   for (std::int64_t h = 0; h < head_count; ++h) row.push_back(1 - nonzero[h].template item<double>());
                  }});
   const auto sparsity = statistics.sparsity();
   EXPECT_EQ(statistics.pairs, 2 * 2 * 32 * 33 / 2);
@@ -74,17 +80,27 @@ TEST_P(EveryMechanism, StatisticsCountEveryHeadOfEveryLayer) {
   ASSERT_EQ(sparsity.size(), 2u);
   ASSERT_EQ(statistics.empty_row_share().size(), 2u);
   for (std::size_t layer = 0; layer < 2; ++layer) {
-    ASSERT_EQ(sparsity[layer].size(), 4u);
-    for (std::size_t h = 0; h < 4; ++h) EXPECT_NEAR(sparsity[layer][h], expected[layer][h], 1e-3);
+    ASSERT_EQ(sparsity[layer].size(), static_cast<std::size_t>(head_count));
+    for (std::size_t h = 0; h < sparsity[layer].size(); ++h) EXPECT_NEAR(sparsity[layer][h], expected[layer][h], 1e-3);
   }
-  if (GetParam() == "softmax") {
+  const std::set<std::string> dense{"softmax", "gated_softmax", "ssmax", "diff_softmax", "dex"};
+  if (dense.contains(GetParam())) {
     EXPECT_EQ(sparsity[0][0], 0.0);
   } else {
-    EXPECT_GT(sparsity[0][0], 0.2);
+    EXPECT_GT(sparsity[0][0], 0.1);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Mechanisms, EveryMechanism, testing::Values("softmax", "rela", "tra", "tda"));
+INSTANTIATE_TEST_SUITE_P(Mechanisms, EveryMechanism, testing::ValuesIn(test::every_mechanism()),
+                         [](const auto& name) { return name.param; });
+
+// What a mechanism adds to the parameters of softmax, 12 layers of 12 heads of 64.
+std::int64_t added_parameters(const std::function<void(ModelConfig&)>& change) {
+  ModelConfig softmax, other;
+  softmax.mechanism = "softmax";
+  change(other);
+  return Gpt(other).parameter_count().total - Gpt(softmax).parameter_count().total;
+}
 
 TEST(Gpt, CountsParametersAsPublished) {
   ModelConfig config;
@@ -95,12 +111,37 @@ TEST(Gpt, CountsParametersAsPublished) {
   EXPECT_EQ(softmax.head, 50304 * 768);
   EXPECT_EQ(softmax.norm, 25 * 768);
   EXPECT_EQ(softmax.total, 12 * 12 * 768 * 768 + 2 * 50304 * 768 + 25 * 768);
-  config.mechanism = "tda";
-  const auto full = Gpt(config).parameter_count();
+
+  const auto added = [](const char* mechanism) { return added_parameters([&](auto& c) { c.mechanism = mechanism; }); };
+  EXPECT_EQ(added("gated_softmax"), 110592);
+  EXPECT_EQ(added("ssmax"), 144);
+  EXPECT_EQ(added("entmax"), 0);
+  EXPECT_EQ(added("lssar"), 0);
+  EXPECT_EQ(added("rela"), 9216);
+  EXPECT_EQ(added("diff_softmax"), 4608);
+  EXPECT_EQ(added("dex"), 49164);
+  EXPECT_EQ(added("diff_rela"), 12 * (2 * 768 * 768 + 768 + 12));
+  EXPECT_EQ(added("tra"), 9216 + 144);
   // Two more matrices and a gain of 768 a layer, beta and lambda of every head.
-  EXPECT_EQ(full.total - softmax.total, 12 * (2 * 768 * 768 + 768 + 24));
-  config.view_heads = ViewHeads::kHalved;
-  EXPECT_EQ(Gpt(config).parameter_count().total - softmax.total, 12 * (768 + 12));
+  EXPECT_EQ(added("tda"), 12 * (2 * 768 * 768 + 768 + 24));
+  EXPECT_EQ(added("asentmax"), 221472);
+  EXPECT_EQ(added("softpick"), 0);
+}
+
+TEST(Gpt, CountsParametersOfOptions) {
+  const auto added = [](const char* mechanism, auto change) {
+    return added_parameters([&](auto& c) {
+      c.mechanism = mechanism;
+      change(c);
+    });
+  };
+  const auto halved = [](auto& c) { c.view_heads = ViewHeads::kHalved; };
+  EXPECT_EQ(added("tda", halved), 12 * (768 + 12));
+  EXPECT_EQ(added("diff_rela", halved), 12 * (768 + 6));
+  EXPECT_EQ(added("gated_softmax", [](auto& c) { c.gate = "element"; }), 12 * 768 * 768);
+  EXPECT_EQ(added("ssmax", [](auto& c) { c.ssmax_bias = true; }), 288);
+  EXPECT_EQ(added("asentmax", [](auto& c) { c.asentmax_bias = false; }), 12 * 2 * 12 * 768);
+  EXPECT_EQ(added("rela", [](auto& c) { c.rela_norm = "gated_rms"; }), 18432);
 }
 
 TEST(Gpt, StartsTheSameForTheSameSeed) {
@@ -144,6 +185,25 @@ TEST(Gpt, ProjectsLambdaAfterTheOptimizer) {
       EXPECT_EQ(parameter.tensor.max().item<float>(), -3);
     }
   }
+}
+
+// W = 0 and lambda = 0 have no gradient; what starts the training is the schedule.
+TEST(Gpt, StepsOfTheOptimizerStartDex) {
+  const auto model = small_model(small_config("dex"));
+  const auto find = [&](const char* name) {
+    return std::find_if(model->parameters().begin(), model->parameters().end(),
+                        [&](const auto& parameter) { return parameter.name.ends_with(name); })
+        ->tensor;
+  };
+  const auto ids = random_ids(2, 32);
+  const auto weight = find("differential.weight");
+  model->loss(ids, ids).backward();
+  EXPECT_EQ(weight.grad().abs().max().item<float>(), 0);
+  model->after_optimizer_step();
+  EXPECT_EQ(find("annealing_step").item<float>(), 1);
+  EXPECT_FALSE(find("annealing_step").requires_grad());
+  model->loss(ids, ids).backward();
+  EXPECT_GT(weight.grad().abs().max().item<float>(), 0);
 }
 
 TEST(Gpt, FixesWhatIsNotLearned) {

@@ -5,8 +5,9 @@
 #include <fstream>
 #include <string>
 
-#include "lm/error.h"
 #include "lm/durable_file.h"
+#include "lm/error.h"
+#include "lm/model/attention_mechanism.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"
 #include "lm/training/resume_rules.h"
@@ -105,12 +106,31 @@ TEST_F(RecipeTest, WrongTypesAndRangesNameValueAndExpectation) {
   expect_contains(error_of("[train\nsteps = 3"), ":1:");
 }
 
+TEST_F(RecipeTest, OptionsOfMechanismsAreKeys) {
+  const auto refused = [&](const char* name, const char* value) { return error_of(kSmall, {{name, value}}); };
+  expect_contains(refused("model.gate", "heads"), "model.gate is \"heads\", expected one of head, element");
+  expect_contains(refused("model.entmax_alpha", "1"), "model.entmax_alpha is \"1\", expected a number > 1, at most 2");
+  expect_contains(refused("model.entmax_alpha", "2.5"), "expected a number > 1, at most 2");
+  expect_contains(refused("model.lssar_offset", "2"), "model.lssar_offset is \"2\", expected a number from 0 to 1");
+  expect_contains(refused("model.lssar_power", "0.5"), "expected a number >= 1");
+  expect_contains(refused("model.dex_annealing_steps", "0"), "expected an integer >= 1");
+  expect_contains(refused("model.ssmax_bias", "1"), "expected true or false");
+  expect_contains(refused("model.softpick_eps", "-1"), "expected a number >= 0");
+  expect_contains(refused("model.rela_norm", "rmsnorm"), "expected one of rms, layer, gated_rms, head_rms");
+  expect_contains(refused("model.entmax_alfa", "1.5"), "the nearest valid name is model.entmax_alpha");
+  const auto recipe = load(kSmall, {{"model.rela_norm", "layer"}, {"model.entmax_alpha", "2"}});
+  EXPECT_EQ(recipe.values.model.rela_norm, "layer");
+  EXPECT_EQ(recipe.values.model.entmax_alpha, 2.0);
+  expect_contains(recipe_toml(recipe), "entmax_alpha = 2.0  # command line");
+}
+
 TEST_F(RecipeTest, KeysThatContradictEachOtherAreRefused) {
   expect_contains(error_of(kSmall, {{"train.tokens_per_step", "65"}}),
                   "train.tokens_per_step is 65, expected a multiple of train.micro_batch x model.context = 4 x 8 = 32");
   expect_contains(error_of(kSmall, {{"train.minimum_learning_rate", "0.02"}}), "train.minimum_learning_rate is 0.02");
   expect_contains(error_of(kSmall, {{"train.warmup_steps", "21"}}), "train.warmup_steps is 21");
   expect_contains(error_of(kSmall, {{"model.heads", "3"}}), "width");
+  expect_contains(error_of(kSmall, {{"model.heads", "1"}, {"model.mechanism", "diff_softmax"}}), "model.heads is 1");
   expect_contains(error_of(kSmall, {{"model.mechanism", "softmux"}}), "mechanism");
   expect_contains(error_of("[model]\nlayers = 2\n"), "data.path is missing");
   try {
@@ -184,8 +204,9 @@ TEST_F(RecipeTest, DocumentationIsTheTable) {
 
 TEST_F(RecipeTest, ShippedRecipesAreValid) {
   std::vector<Recipe> recipes;
-  for (const char* name : {"softmax", "rela", "tra", "tda"}) {
-    recipes.push_back(load_recipe(std::string(TDA_SOURCE_DIR) + "/configs/cpu/" + name + ".toml").values);
+  for (const std::string_view name : attention_mechanism_names()) {
+    const std::string file = fmt::format("{}/configs/cpu/{}.toml", TDA_SOURCE_DIR, name);
+    recipes.push_back(load_recipe(file).values);
     EXPECT_EQ(recipes.back().model.mechanism, name);
     // A comparison of mechanisms is one of nothing else; beta is a key that only TRA and TDA read.
     for (const RecipeChange& change : recipe_changes(recipes.front(), recipes.back())) {

@@ -3,9 +3,9 @@
 // A slice is 64 query rows x 16 keys of one view, batch and query head; row tile t of a sequence covers its query rows
 // 64 t .. 64 t + 63 and slice c its keys 16 c .. 16 c + 15, both counted inside the sequence (a batch element, or a
 // packed document). Bit c % 32 of word c / 32 of a row tile's run of words is set when a pair of the slice that the
-// mask lets through has s > tau (or a NaN score); a row tile that was computed densely may have every slice set that its
-// rows see, so readers compare scores themselves. A forward kernel writes every word of a row tile that begins at or
-// before the last key its rows see (bits of dead slices 0), so the memory needs no clearing; words behind are never
+// mask lets through has s > tau (or a NaN score); a row tile that was computed densely may have every slice set that
+// its rows see, so readers compare scores themselves. A forward kernel writes every word of a row tile that begins at
+// or before the last key its rows see (bits of dead slices 0), so the memory needs no clearing; words behind are never
 // read.
 //
 // The words of (view, head, row tile) start at word_offset(); heads vary slower than the row tiles of all sequences.

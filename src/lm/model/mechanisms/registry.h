@@ -1,15 +1,30 @@
-// The makers of all mechanisms, one per file of this folder.
+// The mechanisms of this folder, one per file: NAME.cpp defines make_NAME. This list is the order of
+// docs/mechanisms.md.
 #pragma once
 
 #include <memory>
 
 #include "lm/model/attention_mechanism.h"
 
+#define TDA_ATTENTION_MECHANISMS(MECHANISM) \
+  MECHANISM(softmax)                        \
+  MECHANISM(gated_softmax)                  \
+  MECHANISM(ssmax)                          \
+  MECHANISM(entmax)                         \
+  MECHANISM(lssar)                          \
+  MECHANISM(rela)                           \
+  MECHANISM(diff_softmax)                   \
+  MECHANISM(dex)                            \
+  MECHANISM(diff_rela)                      \
+  MECHANISM(tra)                            \
+  MECHANISM(tda)                            \
+  MECHANISM(asentmax)                       \
+  MECHANISM(softpick)
+
 namespace tda {
 
-std::unique_ptr<AttentionMechanism> make_softmax(const ModelConfig& config);
-std::unique_ptr<AttentionMechanism> make_rela(const ModelConfig& config);
-std::unique_ptr<AttentionMechanism> make_tra(const ModelConfig& config);
-std::unique_ptr<AttentionMechanism> make_tda(const ModelConfig& config);
+#define TDA_DECLARE_MAKER(name) std::unique_ptr<AttentionMechanism> make_##name(const ModelConfig& config);
+TDA_ATTENTION_MECHANISMS(TDA_DECLARE_MAKER)
+#undef TDA_DECLARE_MAKER
 
 }  // namespace tda
