@@ -33,8 +33,11 @@ std::string duration_text(double seconds) {
   return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
-Progress::Progress(std::int64_t first_step, std::int64_t last_step)
-    : first_step_(first_step), last_step_(last_step), terminal_(::isatty(STDERR_FILENO) == 1) {}
+Progress::Progress(std::int64_t first_step, std::int64_t last_step, bool silent)
+    : first_step_(first_step),
+      last_step_(last_step),
+      silent_(silent),
+      terminal_(!silent && ::isatty(STDERR_FILENO) == 1) {}
 
 Progress::~Progress() {
   if (live_line_shown_) std::fputc('\n', stderr);
@@ -64,6 +67,7 @@ void Progress::clear_live_line() {
 }
 
 void Progress::step(const StepReport& report) {
+  if (silent_) return;
   const bool always = report.step == first_step_ + 1 || report.step == last_step_;
   const Clock::time_point now = Clock::now();
   if (!always && now - shown_ < (terminal_ ? kTerminalInterval : kPipeInterval)) return;
@@ -81,6 +85,7 @@ void Progress::step(const StepReport& report) {
 }
 
 void Progress::note(const std::string& text) {
+  if (silent_) return;
   clear_live_line();
   fmt::print(stderr, "{}\n", text);
 }

@@ -21,7 +21,8 @@ std::string duration_text(double seconds);
 
 class Progress {
  public:
-  Progress(std::int64_t first_step, std::int64_t last_step);
+  // `silent`: shows nothing, for all processes of a group but one.
+  Progress(std::int64_t first_step, std::int64_t last_step, bool silent = false);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -40,6 +41,7 @@ class Progress {
   void clear_live_line();
 
   std::int64_t first_step_, last_step_;
+  bool silent_;
   bool terminal_;
   bool live_line_shown_ = false;
   Clock::time_point start_ = Clock::now();

@@ -56,6 +56,14 @@ struct LogSettings {
   bool tensorboard = true;
 };
 
+// How many processes train is no part of a recipe: the launcher says it.
+struct DistributedSettings {
+  std::string backend = "auto";
+  double bucket_megabytes = 25.0;
+  bool shard_optimizer = false;
+  double timeout = 45.0;  // seconds
+};
+
 struct Recipe {
   Recipe() { model.vocabulary = 0; }
 
@@ -66,6 +74,7 @@ struct Recipe {
   CheckpointSettings checkpoint;
   SampleSettings sample;
   LogSettings log;
+  DistributedSettings distributed;
 
   std::int64_t micro_steps() const { return train.tokens_per_step / (train.micro_batch * model.context); }
   // The step after which this process ends.

@@ -168,6 +168,18 @@ std::vector<RecipeField> other_fields() {
       at_least(1, field("sample", "tokens", MEMBER(sample.tokens), "length of a sample", free)),
       at_least(0, field("sample", "temperature", MEMBER(sample.temperature), "of the samples; 0 is greedy", free)),
       field("log", "tensorboard", MEMBER(log.tensorboard), "also write metrics as event files of TensorBoard", free),
+      one_of({"auto", "gloo", "nccl"}, field("distributed", "backend", MEMBER(distributed.backend),
+                                             "collectives of many processes; auto: nccl on GPUs, gloo on CPUs", free)),
+      above(0, field("distributed", "bucket_megabytes", MEMBER(distributed.bucket_megabytes),
+                     "gradients that are reduced together while the backward pass goes on; results depend on it only "
+                     "by rounding",
+                     free)),
+      field("distributed", "shard_optimizer", MEMBER(distributed.shard_optimizer),
+            "split the optimizer's moments over the processes (ZeRO stage 1)", free),
+      at_least(1, field("distributed", "timeout", MEMBER(distributed.timeout),
+                        "seconds after which a process that the others wait for counts as hanging; a third of it "
+                        "without a sign of life counts as death",
+                        free)),
   };
 }
 

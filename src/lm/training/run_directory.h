@@ -12,6 +12,14 @@ namespace tda {
 // that no run writes. Changes nothing.
 void require_usable_output(const std::filesystem::path& path, bool resume);
 
+// Where things lie in a run directory, whoever holds it.
+struct RunPaths {
+  std::filesystem::path path;
+  std::filesystem::path recipe() const { return path / "recipe.toml"; }
+  std::filesystem::path metrics() const { return path / "metrics.jsonl"; }
+  std::filesystem::path samples() const { return path / "samples.jsonl"; }
+};
+
 class RunDirectory {
  public:
   // Takes `path` for this process until the object dies. Creates it when absent. Throws Error as above, when another
@@ -22,9 +30,6 @@ class RunDirectory {
   RunDirectory& operator=(const RunDirectory&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path recipe() const { return path_ / "recipe.toml"; }
-  std::filesystem::path metrics() const { return path_ / "metrics.jsonl"; }
-  std::filesystem::path samples() const { return path_ / "samples.jsonl"; }
 
   // The newest step folder, checked; nullopt when there is none. A damaged one is refused, not passed over: going on
   // from an older step would throw away work, which only the user may decide. The hint says how.

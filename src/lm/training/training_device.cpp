@@ -2,10 +2,10 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
 #include <cstdlib>
-#include <string_view>
 
 #include "lm/error.h"
 
@@ -18,12 +18,24 @@ constexpr bool kBuiltWithCuda = true;
 constexpr bool kBuiltWithCuda = false;
 #endif
 
+at::Device choose_gpu(int local_rank) {
+  const c10::impl::VirtualGuardImpl driver(at::kCUDA);
+  const int count = driver.deviceCount();
+  if (local_rank >= count) {
+    throw Error(fmt::format("LOCAL_RANK is {}, but this machine has {} GPUs", local_rank, count),
+                "start at most one process per GPU");
+  }
+  const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(local_rank));
+  driver.setDevice(device);
+  return device;
+}
+
 }  // namespace
 
-at::Device choose_training_device(const std::string& name) {
+at::Device choose_training_device(const std::string& name, int local_rank) {
   if (name == "cpu") return at::kCPU;
   const bool available = kBuiltWithCuda && at::globalContext().hasCUDA();
-  if (available) return at::Device(at::kCUDA, 0);
+  if (available) return choose_gpu(local_rank);
   if (name == "auto") return at::kCPU;
   if (!kBuiltWithCuda) {
     throw Error("train.device is cuda, but this program was built without CUDA kernels",
@@ -38,12 +50,5 @@ int set_training_threads(std::int64_t threads) {
 }
 
 void use_huge_pages() { ::setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0); }
-
-void require_single_process() {
-  const char* world_size = std::getenv("WORLD_SIZE");
-  if (world_size == nullptr || std::string_view(world_size) == "1") return;
-  throw Error(fmt::format("WORLD_SIZE is {}, expected 1: this program trains with one process", world_size),
-              "start `tda train` without a launcher");
-}
 
 }  // namespace tda

@@ -8,9 +8,9 @@
 
 namespace tda {
 
-// `name` is auto, cpu or cuda. auto takes a GPU when this program has CUDA kernels and the machine a GPU. Throws Error
-// when cuda is asked for and not there.
-at::Device choose_training_device(const std::string& name);
+// `name` is auto, cpu or cuda. auto takes a GPU when this program has CUDA kernels and the machine a GPU: that of
+// number `local_rank`, which becomes the current one. Throws Error when cuda is asked for and not there.
+at::Device choose_training_device(const std::string& name, int local_rank = 0);
 
 // 0 leaves LibTorch's choice. Returns the number in use.
 int set_training_threads(std::int64_t threads);
@@ -19,8 +19,5 @@ int set_training_threads(std::int64_t threads);
 // Training allocates and frees the same megabytes again and again and spends a tenth of its time on page faults without
 // it. Has an effect only before the first tensor is made.
 void use_huge_pages();
-
-// This program trains with one process; throws Error under a launcher that started more.
-void require_single_process();
 
 }  // namespace tda
