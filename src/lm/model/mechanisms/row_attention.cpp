@@ -36,7 +36,7 @@ class RowAttention : public torch::autograd::Function<RowAttention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const RowMapPointer& map) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto output = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
+    auto output = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
     std::vector<at::Tensor> statistics;
     for_each_block(q, k, *map, [&](const RowRange& range, const RowBlock& block) {
       statistics.push_back(map->statistics(block));
