@@ -8,6 +8,7 @@
 
 #include "lm/error.h"
 #include "lm/model/mechanisms/registry.h"
+#include "lm/model/row_ranges.h"
 #include "lm/model/weight_counts.h"
 #include "lm/nearest_name.h"
 
@@ -33,6 +34,19 @@ const Registered* find_registered(std::string_view name) {
   return found == registry().end() ? nullptr : &*found;
 }
 
+// Some rows are again heads of their own: their queries are the last positions of the keys that they see.
+ProjectedHeads rows_of(const ProjectedHeads& heads, const RowRange& range) {
+  ProjectedHeads rows = heads;
+  for (std::size_t view = 0; view < heads.q.size(); ++view) {
+    if (!heads.q[view].defined()) continue;
+    rows.q[view] = heads.q[view].narrow(2, range.first, range.rows);
+    rows.k[view] = heads.k[view].narrow(2, 0, range.keys);
+  }
+  rows.v = heads.v.narrow(2, 0, range.keys);
+  if (heads.hidden.defined()) rows.hidden = heads.hidden.narrow(1, range.first, range.rows);
+  return rows;
+}
+
 }  // namespace
 
 HeadLayout one_view_layout(const ModelConfig& config) {
@@ -52,7 +66,12 @@ HeadLayout two_view_layout(const ModelConfig& config, ViewHeads view_heads) {
 at::Tensor joined_heads(const at::Tensor& rows) { return rows.transpose(1, 2).flatten(2); }
 
 WeightCounts AttentionMechanism::count(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const {
-  return count_from_map(maps(heads, parameters).effective);
+  const auto& q = heads.q[0];
+  std::vector<at::Tensor> survivors;
+  for (const RowRange& range : row_ranges(q.size(0) * q.size(1), q.size(2), heads.k[0].size(2), q.device())) {
+    survivors.push_back(maps(rows_of(heads, range), parameters).effective.ne(0).sum(-1));
+  }
+  return count_from_survivors(at::cat(survivors, 2), heads.k[0].size(2));
 }
 
 std::unique_ptr<AttentionMechanism> make_attention_mechanism(const ModelConfig& config) {

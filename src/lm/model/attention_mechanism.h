@@ -78,7 +78,8 @@ class AttentionMechanism {
   // (B, T_q, H*D_v) in the dtype of v, ready for `output`. `parameters` are the fp32 tensors declared above, in order.
   virtual at::Tensor attend(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const = 0;
 
-  // Zeros of the effective map. Counts in maps() unless a mechanism knows a way that takes less memory.
+  // Zeros of the effective map. Takes maps() of some rows after the others, so that memory does not grow with T^2; a
+  // mechanism that knows a faster way overrides it.
   virtual WeightCounts count(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const;
 
   // Dense, hence for analysis of sequences that fit: 4*B*H*T^2 bytes a map.

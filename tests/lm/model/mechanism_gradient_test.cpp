@@ -188,12 +188,47 @@ TEST_P(MechanismMemory, NoBufferGrowsWithTheSquareOfTheLength) {
     c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, seen);
     const auto loss = mechanism->attend(heads, parameters).sum();
     torch::autograd::grad({loss}, {heads.q[0], heads.k[0], heads.v});
+    at::NoGradGuard no_gradient;
+    mechanism->count(heads, parameters);
   }
   EXPECT_GT(seen->bytes, kLength * 8);  // the watch works
   EXPECT_LT(seen->bytes, kLength * kLength);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, MechanismMemory, testing::ValuesIn(every_mechanism()),
+                         [](const auto& name) { return name.param; });
+
+class MechanismOnDevice : public testing::TestWithParam<std::string> {};
+
+// Meta tensors have shapes and a device but no values: a tensor made on the CPU by oversight does not mix with them,
+// and a value read by the host, which would stall a GPU, is an error.
+TEST_P(MechanismOnDevice, NothingIsReadByTheHostOrMadeElsewhere) {
+  const auto config = gradient_config(GetParam());
+  const auto mechanism = make_attention_mechanism(config);
+  auto heads = random_heads(config, 2, 300, 300);
+  const auto moved = [](const at::Tensor& x) { return x.detach().to(at::kMeta, at::kFloat).requires_grad_(); };
+  for (auto* group : {&heads.q, &heads.k}) {
+    for (auto& tensor : *group) {
+      if (tensor.defined()) tensor = moved(tensor);
+    }
+  }
+  heads.v = moved(heads.v);
+  heads.hidden = moved(heads.hidden);
+  std::vector<at::Tensor> parameters;
+  for (const auto& value : random_parameters(config)) parameters.push_back(moved(value));
+  const auto output = mechanism->attend(heads, parameters);
+  EXPECT_TRUE(output.is_meta());
+  EXPECT_EQ(output.sizes(), at::IntArrayRef({2, 300, config.width}));
+  for (const auto& gradient : torch::autograd::grad({output.sum()}, {heads.q[0], heads.k[0], heads.v})) {
+    EXPECT_TRUE(gradient.is_meta());
+  }
+  at::NoGradGuard no_gradient;
+  EXPECT_TRUE(mechanism->maps(heads, parameters).effective.is_meta());
+  EXPECT_TRUE(mechanism->count(heads, parameters).zeros.is_meta());
+}
+
+INSTANTIATE_TEST_SUITE_P(Some, MechanismOnDevice,
+                         testing::Values("entmax", "rela", "diff_rela", "tra", "tda", "asentmax"),
                          [](const auto& name) { return name.param; });
 
 TEST(RowAttention, RefusesASecondDerivative) {

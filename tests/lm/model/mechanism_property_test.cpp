@@ -207,6 +207,24 @@ TEST(MechanismProperty, SparsemaxIsTheProjectionOntoTheSimplex) {
   }
 }
 
+// Zeros are counted some rows after the others: 700 rows of 8 maps make three blocks.
+TEST(MechanismProperty, BlocksOfRowsCountTheZerosOfTheWholeMap) {
+  for (const auto& name : test::every_mechanism()) {
+    auto config = property_config(name);
+    config.heads = 4;
+    config.width = 32;
+    Instance instance(config);
+    instance.heads = detached(random_heads(config, 2, 700, 710));
+    const auto counts = instance.mechanism->count(instance.heads, instance.parameters);
+    const auto map = instance.maps().effective;
+    const auto zeros = map.eq(0).sum({0, 2, 3}) - 2 * (700 * 699 / 2);
+    EXPECT_EQ(counts.pairs, 2 * (700 * 10 + 700 * 701 / 2)) << name;
+    EXPECT_EQ(counts.rows, 2 * 700) << name;
+    EXPECT_TRUE(at::equal(counts.zeros, zeros)) << name;
+    EXPECT_TRUE(at::equal(counts.empty_rows, map.eq(0).all(-1).sum(at::IntArrayRef{0, 2}))) << name;
+  }
+}
+
 // Scores that would overflow e^z or a power of n, all alike, or far below 0: finite values of the right size.
 TEST(MechanismProperty, ExtremeScoresStayFinite) {
   for (const char* name : {"softmax", "ssmax", "entmax", "lssar", "asentmax", "softpick"}) {

@@ -27,29 +27,31 @@ class ReweightedSoftplusRows final : public RowMap {
 
   // sum softplus(x), the greatest y = n A - o, and sum (y / greatest)^p.
   at::Tensor statistics(const RowBlock& block) const override {
-    const auto total = softplus(block.scores).sum(-1, true);
-    const auto greatest = reweighted(block, total).amax(-1, true);
-    const auto sum = rectified_power(relative(block, total, greatest), power_).sum(-1, true);
+    const auto w = softplus(block.scores);
+    const auto total = w.sum(-1, true);
+    const auto greatest = w.amax(-1, true) / total * block.visible - offset(block);
+    const auto sum = rectified_power(relative(block, w / total, greatest), power_).sum(-1, true);
     return at::cat({total, greatest, sum}, -1);
   }
 
   at::Tensor weights(const RowBlock& block, const at::Tensor& statistics) const override {
     const auto [total, greatest, sum] = unpack(statistics);
-    const auto reweighted = rectified_power(relative(block, total, greatest), power_) / sum;
-    return at::where(is_even(greatest), softplus(block.scores) / total, reweighted);
+    const auto normalized = softplus(block.scores) / total;
+    const auto reweighted = rectified_power(relative(block, normalized, greatest), power_) / sum;
+    return at::where(is_even(greatest), normalized, reweighted);
   }
 
-  // dy = p (dB - <dB, B>) B / y; dA = n dy, or dB itself in an even row; then back through A = w / sum w, w =
-  // softplus(x).
+  // dy = p (dB - <dB, B>) B / y; dA = n dy, or dB itself in an even row; then back through A = w / sum w and
+  // w = softplus(x).
   at::Tensor score_gradient(const RowBlock& block, const at::Tensor& statistics, const at::Tensor& weights,
                             const at::Tensor& d_weights) const override {
     const auto [total, greatest, sum] = unpack(statistics);
-    const auto per_y = rectified_power(relative(block, total, greatest), power_ - 1) / (sum * greatest);  // B / y
-    const auto mean = (d_weights * weights).sum(-1, true);
-    const auto d_reweighted = (d_weights - mean).mul_(per_y).mul_(power_ * block.visible);
-    const auto d_normalized = at::where(is_even(greatest), d_weights, d_reweighted);
     const auto normalized = softplus(block.scores) / total;
-    const auto d_softplus = (d_normalized - (d_normalized * normalized).sum(-1, true)) / total;
+    const auto relative_power = rectified_power(relative(block, normalized, greatest), power_ - 1);
+    const auto mean = (d_weights * weights).sum(-1, true);
+    const auto d_reweighted = (d_weights - mean).mul_(relative_power).mul_(power_ * block.visible / (sum * greatest));
+    const auto d_normalized = at::where(is_even(greatest), d_weights, d_reweighted);
+    const auto d_softplus = (d_normalized - (d_normalized * normalized).sum(-1, true)).div_(total);
     return d_softplus * block.scores.sigmoid();
   }
 
@@ -64,13 +66,13 @@ class ReweightedSoftplusRows final : public RowMap {
   // Exact: at::softplus is linear only above its threshold, where exp(-x) is below fp64's rounding.
   static at::Tensor softplus(const at::Tensor& x) { return at::softplus(x, 1, 40); }
 
-  at::Tensor reweighted(const RowBlock& block, const at::Tensor& total) const {
-    const auto offset = block.visible.gt(kRowsWithoutOffset).to(block.scores.scalar_type()) * offset_;
-    return (softplus(block.scores) / total).mul_(block.visible).sub_(offset);
+  at::Tensor offset(const RowBlock& block) const {  // (R, 1)
+    return block.visible.gt(kRowsWithoutOffset).to(block.scores.scalar_type()) * offset_;
   }
 
-  at::Tensor relative(const RowBlock& block, const at::Tensor& total, const at::Tensor& greatest) const {
-    return reweighted(block, total).div_(greatest).clamp_min_(0);
+  // max(0, y) / greatest, of A.
+  at::Tensor relative(const RowBlock& block, const at::Tensor& normalized, const at::Tensor& greatest) const {
+    return (normalized * block.visible).sub_(offset(block)).div_(greatest).clamp_min_(0);
   }
 
   // A row whose keys all score alike has n A = 1, and y = 0 but for rounding: its weights are those of A.

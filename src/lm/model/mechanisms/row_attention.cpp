@@ -3,11 +3,9 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
-
 #include "lm/model/accumulation_type.h"
 #include "lm/model/mechanisms/causal_positions.h"
-#include "lm/model/weight_counts.h"
+#include "lm/model/row_ranges.h"
 
 namespace tda {
 namespace {
@@ -15,34 +13,20 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Scores of a block: a few buffers of this size stay in the cache of a CPU, and fill a GPU.
-constexpr std::int64_t kScoresOnCpu = std::int64_t{1} << 20, kScoresOnGpu = std::int64_t{1} << 26;
-constexpr std::int64_t kFewestRows = 16, kMostRows = 256;
-
 // (B, H, T, D) -> (B*H, T, D), contiguous: a block of rows is then a view that batched products take without a copy.
 at::Tensor flattened(const at::Tensor& x) { return widened(x).contiguous().flatten(0, 1); }
-
-struct BlockRange {
-  std::int64_t first, rows;  // of the queries
-  std::int64_t keys;         // that the last row sees
-};
 
 // f(range, block) for all blocks in order. q: (G, T_q, D), k: (G, T_k, D).
 template <typename F>
 void for_each_block(const at::Tensor& q, const at::Tensor& k, const RowMap& map, F&& f) {
-  const std::int64_t queries = q.size(1), before = k.size(1) - queries;
-  const std::int64_t row_size = std::max<std::int64_t>(q.size(0) * k.size(1), 1);
-  const std::int64_t budget = q.is_cpu() ? kScoresOnCpu : kScoresOnGpu;
-  const std::int64_t rows_per_block = std::clamp(budget / row_size, kFewestRows, kMostRows);
-  const auto visible = at::arange(before + 1, k.size(1) + 1, q.options()).unsqueeze(-1);
-  for (std::int64_t first = 0; first < queries; first += rows_per_block) {
-    const std::int64_t rows = std::min(rows_per_block, queries - first);
-    const BlockRange range{first, rows, before + first + rows};
-    RowBlock block{at::bmm(q.narrow(1, first, rows), k.narrow(1, 0, range.keys).transpose(1, 2)),
-                   visible.narrow(0, first, rows)};
+  const std::int64_t queries = q.size(1), keys = k.size(1);
+  const auto visible = at::arange(keys - queries + 1, keys + 1, q.options()).unsqueeze(-1);
+  for (const RowRange& range : row_ranges(q.size(0), queries, keys, q.device())) {
+    const RowBlock block{at::bmm(q.narrow(1, range.first, range.rows), k.narrow(1, 0, range.keys).transpose(1, 2)),
+                         visible.narrow(0, range.first, range.rows)};
     // Only among the keys of its own positions does a block hold some that a row of it does not see.
-    block.scores.narrow(2, range.keys - rows, rows)
-        .masked_fill_(future_keys(rows, rows, q.device()), map.hidden_score());
+    block.scores.narrow(2, range.keys - range.rows, range.rows)
+        .masked_fill_(future_keys(range.rows, range.rows, q.device()), map.hidden_score());
     f(range, block);
   }
 }
@@ -52,15 +36,14 @@ class RowAttention : public torch::autograd::Function<RowAttention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                             const RowMapPointer& map) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto output = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
+    auto output = at::empty({q.size(0), q.size(1), v.size(2)}, q.options());
     std::vector<at::Tensor> statistics;
-    for_each_block(q, k, *map, [&](const BlockRange& range, const RowBlock& block) {
+    for_each_block(q, k, *map, [&](const RowRange& range, const RowBlock& block) {
       statistics.push_back(map->statistics(block));
       auto rows = output.narrow(1, range.first, range.rows);
       rows.copy_(at::bmm(map->weights(block, statistics.back()), v.narrow(1, 0, range.keys)));
     });
     context->save_for_backward({q, k, v});
-    // No views of their own: they come and go with the blocks.
     context->saved_data["statistics"] = statistics;
     context->saved_data["map"] = c10::IValue::make_capsule(map);
     return output;
@@ -77,7 +60,7 @@ class RowAttention : public torch::autograd::Function<RowAttention> {
     const auto d_output = gradients[0].contiguous();
     const auto d_q = at::empty_like(q), d_k = at::zeros_like(k), d_v = at::zeros_like(v);
     std::size_t index = 0;
-    for_each_block(q, k, *map, [&](const BlockRange& range, const RowBlock& block) {
+    for_each_block(q, k, *map, [&](const RowRange& range, const RowBlock& block) {
       const auto rows = [&](const at::Tensor& x) { return x.narrow(1, range.first, range.rows); };
       const auto keys = [&](const at::Tensor& x) { return x.narrow(1, 0, range.keys); };
       const auto& numbers = statistics[index++];
@@ -105,19 +88,10 @@ at::Tensor row_attention_map(const at::Tensor& q, const at::Tensor& k, const Row
   at::NoGradGuard no_gradient;
   const auto queries = flattened(q), keys = flattened(k);
   const auto dense = at::zeros({queries.size(0), queries.size(1), keys.size(1)}, queries.options());
-  for_each_block(queries, keys, map, [&](const BlockRange& range, const RowBlock& block) {
+  for_each_block(queries, keys, map, [&](const RowRange& range, const RowBlock& block) {
     dense.narrow(1, range.first, range.rows).narrow(2, 0, range.keys).copy_(map.weights(block, map.statistics(block)));
   });
   return dense.unflatten(0, {q.size(0), q.size(1)});
-}
-
-WeightCounts count_row_attention(const at::Tensor& q, const at::Tensor& k, const RowMap& map) {
-  at::NoGradGuard no_gradient;
-  std::vector<at::Tensor> survivors;
-  for_each_block(flattened(q), flattened(k), map, [&](const BlockRange&, const RowBlock& block) {
-    survivors.push_back(map.weights(block, map.statistics(block)).ne(0).sum(-1));
-  });
-  return count_from_survivors(at::cat(survivors, 1).unflatten(0, {q.size(0), q.size(1)}), k.size(2));
 }
 
 at::Tensor rectified_power(const at::Tensor& x, double power) {

@@ -9,8 +9,6 @@
 #include <ATen/core/Tensor.h>
 #include <torch/custom_class.h>
 
-#include "lm/model/attention_mechanism.h"
-
 namespace tda {
 
 // Some rows of every head, R of them, with the N keys that the last of them sees. G = B*H.
@@ -42,9 +40,6 @@ at::Tensor row_attention(const at::Tensor& q, const at::Tensor& k, const at::Ten
 
 // p, dense, for analysis: (B, H, T_q, T_k).
 at::Tensor row_attention_map(const at::Tensor& q, const at::Tensor& k, const RowMap& map);
-
-// Counts the zeros of p block by block.
-WeightCounts count_row_attention(const at::Tensor& q, const at::Tensor& k, const RowMap& map);
 
 // x^power for x >= 0, with 0^0 = 0: the derivative of a rectifier is 0 where it is closed. May return x itself.
 at::Tensor rectified_power(const at::Tensor& x, double power);

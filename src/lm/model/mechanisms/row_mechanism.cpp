@@ -14,11 +14,6 @@ at::Tensor RowMechanism::attend(const ProjectedHeads& heads, std::span<const at:
   return joined_heads(row_attention(q, k, heads.v, map_));
 }
 
-WeightCounts RowMechanism::count(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const {
-  const auto [q, k] = score_factors(heads, parameters);
-  return count_row_attention(q, k, *map_);
-}
-
 AttentionMaps RowMechanism::maps(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const {
   const auto [q, k] = score_factors(heads, parameters);
   const auto weights = row_attention_map(q, k, *map_);

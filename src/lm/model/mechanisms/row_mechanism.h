@@ -1,8 +1,7 @@
 // The mechanism around a RowMap: one view, no norm, scores from queries that carry every factor.
 #pragma once
 
-#include <utility>
-
+#include "lm/model/attention_mechanism.h"
 #include "lm/model/mechanisms/row_attention.h"
 
 namespace tda {
@@ -18,7 +17,6 @@ class RowMechanism : public AttentionMechanism {
   at::ScalarType head_type(at::ScalarType, at::Device) const override { return at::kFloat; }
 
   at::Tensor attend(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override;
-  WeightCounts count(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override;
   AttentionMaps maps(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override;
 
  protected:
