@@ -107,7 +107,8 @@ class MechanismGradient : public testing::TestWithParam<GradientCase> {
 };
 
 // (f(x + h d) - f(x - h d)) / 2h.
-double central_difference(const std::function<at::Tensor()>& f, at::Tensor x, const at::Tensor& direction, double h) {
+double central_difference(const std::function<at::Tensor()>& f, const at::Tensor& x, const at::Tensor& direction,
+                          double h) {
   at::NoGradGuard no_gradient;
   const auto start = x.clone();
   x.copy_(start + h * direction);
