@@ -45,12 +45,9 @@ void expect_same_bits(const Results& a, const Results& b) {
 
 TEST_F(KernelChoices, ScreeningNeverChangesABit) {
   if (chosen_.bf16 == nullptr) GTEST_SKIP() << "this CPU has no bf16 products to screen with";
-  int screened = 0;
-  for (std::uint64_t seed = 0; screened < 60; ++seed) {
+  for (std::uint64_t seed = 0; seed < 120; ++seed) {
     const AttentionCase test_case = random_case(seed);
-    const DataType type = test_case.options.data_type;
-    if (type != DataType::kFloat32 && type != DataType::kFloat16) continue;
-    ++screened;
+    if (test_case.options.data_type == DataType::kFloat64) continue;  // never screened
     SCOPED_TRACE("seed " + std::to_string(seed) + ": " + test_case.describe());
     KernelChoice choice = chosen_;
     choice.screening = Screening::kOff;
