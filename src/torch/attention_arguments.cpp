@@ -4,7 +4,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/isfinite.h>
 
+#include <algorithm>
 #include <cmath>
+
+#include "tda/attention_cuda.h"
 
 namespace tda {
 namespace {
@@ -127,6 +130,11 @@ AttentionOptions attention_options(const AttentionArguments& a) {
   options.power = a.power;
   options.normalize = a.normalize;
   return options;
+}
+
+std::int64_t saved_index_bytes(const AttentionShape& shape, const AttentionOptions& options) {
+  return static_cast<std::int64_t>(
+      std::max(attention_survivor_index_bytes(shape, options), attention_cuda_survivor_index_bytes(shape, options)));
 }
 
 at::Tensor empty_stored_like(const at::Tensor& x, const c10::SymInt& dim) {

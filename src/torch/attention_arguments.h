@@ -38,6 +38,10 @@ void check_finite(const char* name, const at::Tensor& parameter);
 AttentionShape attention_shape(const AttentionArguments& arguments);
 AttentionOptions attention_options(const AttentionArguments& arguments);
 
+// Bytes of the index tensor that forward saves, on every device alike: the fake kernel, which must foretell the size,
+// does not learn the device of its tensors.
+std::int64_t saved_index_bytes(const AttentionShape& shape, const AttentionOptions& options);
+
 // An uninitialized tensor of x's batch, heads and length with `dim` elements per row, stored in x's order of heads and
 // rows, so that (B, T, H, D) storage stays (B, T, H, D) storage.
 at::Tensor empty_stored_like(const at::Tensor& x, const c10::SymInt& dim);

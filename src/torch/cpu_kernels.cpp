@@ -1,50 +1,11 @@
-// The operators on CPU tensors: floor 1 over raw pointers, memory from PyTorch's allocator, PyTorch's thread count.
+// The operators on CPU tensors: floor 1 over raw pointers, PyTorch's thread count.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "torch/operator_calls.h"
+#include "torch/operator_bodies.h"
 
 namespace tda {
 namespace {
-
-// Floor 1 wants a unit last stride and takes every other stride as it is.
-at::Tensor with_unit_rows(const at::Tensor& x) { return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous(); }
-
-ConstTensor view_of(const at::Tensor& x) { return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
-Tensor mutable_view_of(const at::Tensor& x) { return {x.mutable_data_ptr(), x.stride(0), x.stride(1), x.stride(2)}; }
-
-// Keeps the tensors alive whose pointers `inputs` holds.
-struct BoundInputs {
-  at::Tensor q[2], k[2], v, beta, lam;
-  AttentionInputs inputs;
-};
-
-BoundInputs bind_inputs(const AttentionArguments& a) {
-  BoundInputs bound;
-  bound.q[0] = with_unit_rows(a.q1);
-  bound.k[0] = with_unit_rows(a.k1);
-  bound.v = with_unit_rows(a.v);
-  bound.beta = a.beta.contiguous();
-  if (a.views() == 2) {
-    bound.q[1] = with_unit_rows(*a.q2);
-    bound.k[1] = with_unit_rows(*a.k2);
-    bound.lam = a.lam->contiguous();
-    bound.inputs.lambda = bound.lam.const_data_ptr();
-  }
-  for (int view = 0; view < a.views(); ++view) {
-    bound.inputs.q[view] = view_of(bound.q[view]);
-    bound.inputs.k[view] = view_of(bound.k[view]);
-  }
-  bound.inputs.v = view_of(bound.v);
-  bound.inputs.beta = bound.beta.const_data_ptr();
-  return bound;
-}
-
-at::Tensor empty_bytes(std::size_t bytes, const at::Tensor& like) {
-  return at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
-}
 
 // Tasks of floor 1 on the threads that PyTorch computes with: a second pool would fight them for the cores.
 void run_on_torch_threads(void* /*context*/, int count, void (*task)(void* argument, int index), void* argument) {
@@ -62,7 +23,13 @@ AttentionOptions cpu_options(const AttentionArguments& arguments) {
   return options;
 }
 
-void require_ok(const Status& status) { TORCH_CHECK_VALUE(status.ok(), status.message); }
+struct Cpu {
+  static AttentionOptions options(const AttentionArguments& arguments) { return cpu_options(arguments); }
+  static constexpr auto forward_workspace_bytes = attention_forward_workspace_bytes;
+  static constexpr auto backward_workspace_bytes = attention_backward_workspace_bytes;
+  static constexpr auto forward = attention_forward;
+  static constexpr auto backward = attention_backward;
+};
 
 ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
                           bool statistics) {
@@ -70,71 +37,14 @@ ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, 
   check_arguments(arguments);
   check_finite("beta", beta);
   if (arguments.views() == 2) check_finite("lam", *lam);
-  const AttentionShape shape = attention_shape(arguments);
-  const AttentionOptions options = cpu_options(arguments);
-
-  at::Tensor output = empty_stored_like(q1, shape.value_dim);
-  at::Tensor survivors = at::empty({0}, q1.options().dtype(at::kInt));
-  if (statistics) {
-    survivors = at::empty({shape.batch, shape.query_heads, shape.query_length}, q1.options().dtype(at::kInt));
-  }
-  at::Tensor index = empty_bytes(save_index ? attention_survivor_index_bytes(shape, options) : 0, q1);
-  if (output.numel() == 0) return {output, survivors, index};
-
-  const BoundInputs bound = bind_inputs(arguments);
-  ForwardOutputs outputs;
-  outputs.output = mutable_view_of(output);
-  if (statistics) outputs.survivors = survivors.mutable_data_ptr<std::int32_t>();
-  if (save_index) outputs.survivor_index = index.mutable_data_ptr();
-  const at::Tensor workspace = empty_bytes(attention_forward_workspace_bytes(shape, options), q1);
-  require_ok(attention_forward(shape, options, bound.inputs, outputs, workspace.mutable_data_ptr(),
-                               static_cast<std::size_t>(workspace.numel())));
-  return {output, survivors, index};
+  return run_forward<Cpu>(arguments, save_index, statistics);
 }
 
 BackwardResult backward_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index, double kappa,
                             double power, bool normalize, GradientMask mask) {
   const AttentionArguments arguments{q1, k1, q2, k2, v, beta, lam, kappa, power, normalize};
   check_arguments(arguments);
-  const AttentionShape shape = attention_shape(arguments);
-  const AttentionOptions options = cpu_options(arguments);
-  const auto index_bytes = static_cast<std::int64_t>(attention_survivor_index_bytes(shape, options));
-  TORCH_CHECK_VALUE(index.numel() == index_bytes, "index: expected the ", index_bytes,
-                    " bytes that forward wrote with save_index, got ", index.numel());
-  TORCH_CHECK_VALUE(
-      d_output.sizes() == at::IntArrayRef({shape.batch, shape.query_heads, shape.query_length, shape.value_dim}) &&
-          d_output.scalar_type() == q1.scalar_type(),
-      "d_output: expected the shape and dtype of the output, got ", d_output.sizes(), " ", d_output.scalar_type());
-
-  const bool two_views = arguments.views() == 2;
-  const auto gradient = [&](bool wanted, const at::Tensor& x) {
-    return wanted ? empty_stored_like(x, x.size(3)) : at::empty({0}, x.options());
-  };
-  at::Tensor dq1 = gradient(mask[0], q1), dk1 = gradient(mask[1], k1), dv = gradient(mask[4], v);
-  at::Tensor dq2 = gradient(mask[2] && two_views, q2.value_or(q1)),
-             dk2 = gradient(mask[3] && two_views, k2.value_or(k1));
-  at::Tensor dbeta = at::empty({mask[5] ? shape.query_heads : 0}, beta.options());
-  at::Tensor dlam = at::empty({mask[6] && two_views ? shape.query_heads : 0}, beta.options());
-  const BackwardResult result{dq1, dk1, dq2, dk2, dv, dbeta, dlam};
-  if (d_output.numel() == 0) {
-    for (const at::Tensor* x : {&dq1, &dk1, &dq2, &dk2, &dv, &dbeta, &dlam}) x->zero_();
-    return result;
-  }
-
-  const BoundInputs bound = bind_inputs(arguments);
-  const at::Tensor cotangent = with_unit_rows(d_output);
-  BackwardOutputs outputs;
-  if (mask[0]) outputs.dq[0] = mutable_view_of(dq1);
-  if (mask[1]) outputs.dk[0] = mutable_view_of(dk1);
-  if (mask[2] && two_views) outputs.dq[1] = mutable_view_of(dq2);
-  if (mask[3] && two_views) outputs.dk[1] = mutable_view_of(dk2);
-  if (mask[4]) outputs.dv = mutable_view_of(dv);
-  if (mask[5]) outputs.dbeta = dbeta.mutable_data_ptr();
-  if (mask[6] && two_views) outputs.dlambda = dlam.mutable_data_ptr();
-  const at::Tensor workspace = empty_bytes(attention_backward_workspace_bytes(shape, options), q1);
-  require_ok(attention_backward(shape, options, bound.inputs, view_of(cotangent), index.const_data_ptr(), outputs,
-                                workspace.mutable_data_ptr(), static_cast<std::size_t>(workspace.numel())));
-  return result;
+  return run_backward<Cpu>(d_output, arguments, index, mask);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ std::int64_t index_bytes(const AttentionArguments& a) {
   const auto size = [](const at::Tensor& x, std::int64_t dim) { return x.sym_size(dim).guard_int(__FILE__, __LINE__); };
   const AttentionShape shape{size(a.q1, 0), size(a.q1, 1), size(a.k1, 1), size(a.q1, 2),
                              size(a.k1, 2), size(a.q1, 3), size(a.v, 3)};
-  return static_cast<std::int64_t>(attention_survivor_index_bytes(shape, attention_options(a)));
+  return saved_index_bytes(shape, attention_options(a));
 }
 
 ForwardResult forward_fake(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,

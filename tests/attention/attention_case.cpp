@@ -7,6 +7,7 @@
 
 #include "attention/reference/element_conversion.h"
 #include "attention/reference/reference_attention.h"
+#include "operator_under_test.h"
 
 namespace tda::test {
 namespace {
@@ -141,7 +142,7 @@ Results run(const AttentionCase& c, Implementation implementation, bool backward
   Results results;
   results.survivors.assign(static_cast<std::size_t>(s.batch * s.query_heads * s.query_length), -1);
   TensorBuffer output(c.options.data_type, c.d_output[0].sizes(), c.layouts.output);
-  ScratchMemory index(reference ? 0 : attention_survivor_index_bytes(s, c.options));
+  ScratchMemory index(reference ? 0 : operator_index_bytes(s, c.options));
   ForwardOutputs forward;
   forward.output = output.mutable_view();
   forward.survivors = results.survivors.data();
@@ -150,8 +151,8 @@ Results run(const AttentionCase& c, Implementation implementation, bool backward
   } else {
     // Without a gradient no index is asked for.
     if (backward) forward.survivor_index = index.data();
-    ScratchMemory workspace(attention_forward_workspace_bytes(s, c.options));
-    require_ok(attention_forward(s, c.options, inputs.get(), forward, workspace.data(), workspace.bytes()));
+    ScratchMemory workspace(operator_forward_workspace_bytes(s, c.options));
+    require_ok(operator_forward(s, c.options, inputs.get(), forward, workspace.data(), workspace.bytes()));
     results.gaps_untouched = workspace.guard_untouched() && index.guard_untouched();
   }
   results.output = output.values();
@@ -175,9 +176,9 @@ Results run(const AttentionCase& c, Implementation implementation, bool backward
   if (reference) {
     reference_backward(s, c.options, inputs.get(), c.d_output[0].view(), out);
   } else {
-    ScratchMemory workspace(attention_backward_workspace_bytes(s, c.options));
-    require_ok(attention_backward(s, c.options, inputs.get(), c.d_output[0].view(), index.data(), out, workspace.data(),
-                                  workspace.bytes()));
+    ScratchMemory workspace(operator_backward_workspace_bytes(s, c.options));
+    require_ok(operator_backward(s, c.options, inputs.get(), c.d_output[0].view(), index.data(), out, workspace.data(),
+                                 workspace.bytes()));
     results.gaps_untouched = results.gaps_untouched && workspace.guard_untouched() && index.guard_untouched();
   }
   for (std::size_t view = 0; view < c.q.size(); ++view) {

@@ -7,6 +7,7 @@
 
 #include "attention/reference/element_conversion.h"
 #include "attention/reference/reference_attention.h"
+#include "operator_under_test.h"
 #include "rounding_rule.h"
 
 namespace tda::test {
@@ -37,6 +38,9 @@ double unit_roundoff(DataType type) {
 
 class Properties : public testing::TestWithParam<std::tuple<DataType, int>> {
  protected:
+  void SetUp() override {
+    if (!operator_takes(type())) GTEST_SKIP() << "the device has no such data type";
+  }
   DataType type() const { return std::get<0>(GetParam()); }
   int views() const { return std::get<1>(GetParam()); }
 };

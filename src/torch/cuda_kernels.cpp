@@ -1,0 +1,58 @@
+// The operators on CUDA tensors: floor 1 on the tensors' device and PyTorch's current stream. Nothing waits for the
+// device.
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "tda/attention_cuda.h"
+#include "torch/operator_bodies.h"
+
+namespace tda {
+namespace {
+
+CudaStream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+struct Cuda {
+  static AttentionOptions options(const AttentionArguments& arguments) { return attention_options(arguments); }
+  static std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
+    return attention_cuda_forward_workspace_bytes(shape, options);
+  }
+  static std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
+    return attention_cuda_backward_workspace_bytes(shape, options);
+  }
+  static Status forward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
+                        const ForwardOutputs& outputs, void* workspace, std::size_t workspace_bytes) {
+    return attention_cuda_forward(shape, options, inputs, outputs, workspace, workspace_bytes, current_stream());
+  }
+  static Status backward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
+                         const ConstTensor& d_output, const void* survivor_index, const BackwardOutputs& outputs,
+                         void* workspace, std::size_t workspace_bytes) {
+    return attention_cuda_backward(shape, options, inputs, d_output, survivor_index, outputs, workspace,
+                                   workspace_bytes, current_stream());
+  }
+};
+
+ForwardResult forward_cuda(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
+                           bool statistics) {
+  const AttentionArguments arguments{q1, k1, q2, k2, v, beta, lam, kappa, power, normalize};
+  check_arguments(arguments);
+  const c10::cuda::CUDAGuard device(q1.device());
+  return run_forward<Cuda>(arguments, save_index, statistics);
+}
+
+BackwardResult backward_cuda(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index,
+                             double kappa, double power, bool normalize, GradientMask mask) {
+  const AttentionArguments arguments{q1, k1, q2, k2, v, beta, lam, kappa, power, normalize};
+  check_arguments(arguments);
+  const c10::cuda::CUDAGuard device(q1.device());
+  return run_backward<Cuda>(d_output, arguments, index, mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(threshold_attention, CUDA, library) {
+  library.impl("forward", &forward_cuda);
+  library.impl("backward", &backward_cuda);
+}
+
+}  // namespace tda
