@@ -109,7 +109,6 @@ template <int COLUMNS>
 __global__ void __launch_bounds__(kBlockThreads, COLUMNS == 256 ? 1 : 2)
     backward_query_fp32_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
                                std::int64_t tiles, std::int64_t tasks) {
-  if (p.irregular && !*p.irregular) return;
   for (std::int64_t block = blockIdx.x; block < tasks; block += gridDim.x) {
     run_task<COLUMNS>(p, a, tiles, block);
     __syncthreads();

@@ -155,6 +155,17 @@ __device__ inline float weight_derivative(float r, float power) {
   return power * general_power(r, power - 1.f);
 }
 
+// The same for kernels with an instance of their own for p = 2: there no call interrupts the code, so that registers
+// need not be saved around it.
+template <bool SQUARE>
+__device__ __forceinline__ float weight_of(float r, float power) {
+  return SQUARE ? r * r : weight(r, power);
+}
+template <bool SQUARE>
+__device__ __forceinline__ float weight_derivative_of(float r, float power) {
+  return SQUARE ? 2.f * r : weight_derivative(r, power);
+}
+
 // A pair with the excess s - tau has a weight: s > tau, or s is NaN.
 __device__ inline bool survives(float excess) { return !(excess <= 0.f); }
 

@@ -170,12 +170,12 @@ struct IndexWriter {
 template <class T, int VIEWS, int DIM, int VALUE>
 __device__ __forceinline__ void fetch_keys(const Problem& p, const Block& block, int tile, int buffer,
                                            SharedPlan<T, VIEWS, DIM, VALUE>& shared) {
-  const auto key_of = [&](int r) { return tile * kHalfTile + r; };
+  const int first_key = tile * kHalfTile;
 #pragma unroll
   for (int view = 0; view < VIEWS; ++view) {
-    load_half_tile<T, DIM>(shared.k[buffer][view], half_keys(p, block.sequence, view, block.key_head), key_of);
+    load_half_tile<T, DIM>(shared.k[buffer][view], half_keys(p, block.sequence, view, block.key_head), first_key);
     if (threadIdx.x < kHalfTile) {
-      const int key = key_of(static_cast<int>(threadIdx.x));
+      const int key = first_key + static_cast<int>(threadIdx.x);
       const float* const factors = key_factors(p, block.sequence, view, block.key_head);
       shared.key_factor[buffer][view][threadIdx.x] =
           key < block.sequence.key_length ? product_factor(factors[key]) : 0.f;
@@ -186,12 +186,11 @@ __device__ __forceinline__ void fetch_keys(const Problem& p, const Block& block,
 template <class T, int VIEWS, int DIM, int VALUE>
 __device__ void start_rows(const Problem& p, const Block& block, SharedPlan<T, VIEWS, DIM, VALUE>& shared) {
   const Sequence& s = block.sequence;
-  const auto row_of = [&](int r) { return block.first_row + r; };
-  const int row = row_of(static_cast<int>(threadIdx.x));
+  const int row = block.first_row + static_cast<int>(threadIdx.x);
   const bool owns = threadIdx.x < kHalfTile, exists = row < s.query_length;
 #pragma unroll
   for (int view = 0; view < VIEWS; ++view) {
-    load_half_tile<T, DIM>(shared.q[view], half_queries(p, s, view, block.head), row_of);
+    load_half_tile<T, DIM>(shared.q[view], half_queries(p, s, view, block.head), block.first_row);
     if (owns) {
       shared.query_factor[view][threadIdx.x] =
           exists ? product_factor(query_factors(p, s, view, block.head)[row]) : 0.f;
@@ -204,7 +203,7 @@ __device__ void start_rows(const Problem& p, const Block& block, SharedPlan<T, V
 
 template <class T, int VIEWS, int VALUE>
 __device__ __forceinline__ void store_output(const Problem& p, const ForwardOutputs& outputs, const Block& block,
-                                             bool pairs, float unscale, const float (&sums)[VALUE / 8][4]) {
+                                             bool pairs, float unscale, float (&sums)[VALUE / 8][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const std::int64_t start = row_offset(outputs.output, block.sequence.batch, block.head, block.sequence.first_query);
 #pragma unroll
@@ -214,9 +213,10 @@ __device__ __forceinline__ void store_output(const Problem& p, const ForwardOutp
     T* const target = static_cast<T*>(outputs.output.data) + start + row * outputs.output.row_stride;
 #pragma unroll
     for (int n = 0; n < VALUE / 8; ++n) {
-      store_pair(target, 8 * n + 2 * (lane % 4), static_cast<int>(p.shape.value_dim), pairs,
-                 sums[n][2 * half] * unscale, sums[n][2 * half + 1] * unscale);
+      sums[n][2 * half] *= unscale;
+      sums[n][2 * half + 1] *= unscale;
     }
+    store_sums<T, VALUE>(target, sums, half, static_cast<int>(p.shape.value_dim), pairs);
   }
 }
 
@@ -289,8 +289,7 @@ __global__ void __launch_bounds__(kHalfThreads, kBlocksWanted<VIEWS, DIM>)
         writer.add(tile, flags, tile + 1 == block.key_tiles);
       }
       if (flags == 0) continue;
-      load_half_tile<T, VALUE>(shared.v, half_values(p, s, block.key_head),
-                               [&](int r) { return tile * kHalfTile + r; });
+      load_half_tile<T, VALUE>(shared.v, half_values(p, s, block.key_head), tile * kHalfTile);
       commit_copies();
       wait_for_copies<0>();
       __syncthreads();

@@ -36,15 +36,46 @@ __device__ inline HalfRows half_output_gradients(const Problem& p, const ConstTe
 }
 
 // Factors of a sequence's rows, from its row 0.
-__device__ inline const float* query_factors(const Problem& p, const Sequence& s, int view, int head) {
+__device__ inline float* query_factors(const Problem& p, const Sequence& s, int view, int head) {
   return p.query_scale[view] + head * p.shape.batch * p.shape.query_length + s.flat_query;
 }
-__device__ inline const float* key_factors(const Problem& p, const Sequence& s, int view, int key_head) {
+__device__ inline float* key_factors(const Problem& p, const Sequence& s, int view, int key_head) {
   return p.key_scale[view] + key_head * p.shape.batch * p.shape.key_length + s.flat_key;
 }
 
 // A zero vector has the factor 1e12, which 16 bits may not hold; its products are 0 whatever the factor.
 __device__ inline float product_factor(float factor) { return factor >= 1e12f ? 0.f : factor; }
+
+// Whether products of raw rows with this factor stay in range and g / |x| keeps its digits in 16 bits.
+template <class T>
+__device__ inline bool is_regular(const Problem& p, float factor) {
+  if (!p.normalize || factor != factor || factor >= 1e12f || factor == 0.f) return true;
+  return std::is_same_v<T, __half> ? factor > 0x1p-10f && factor < 0x1p8f : factor > 0x1p-50f && factor < 0x1p50f;
+}
+
+// Rare: makes rows fit for products, in shared memory. A row whose factor is NaN becomes zero (the weights of its pairs
+// carry the NaN, and times zero it stays in its own row of a product); a row that is not regular is scaled by a power
+// of two to a norm near 1, its factor with it. The whole block takes part, or with BY_WARP each warp for itself.
+template <class T, int DIM, bool BY_WARP>
+__device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors, int rows) {
+  const int own = BY_WARP ? own_lane() : static_cast<int>(threadIdx.x), threads = BY_WARP ? 32 : kHalfThreads;
+#pragma unroll 1
+  for (int i = own; i < rows * DIM; i += threads) {
+    const float factor = factors[i / DIM];
+    if (factor != factor) {
+      tile[i] = T(0.f);
+    } else if (!is_regular<T>(p, factor)) {
+      tile[i] = T(scalbnf(static_cast<float>(tile[i]), ilogbf(factor)));
+    }
+  }
+  BY_WARP ? __syncwarp() : __syncthreads();
+#pragma unroll 1
+  for (int r = own; r < rows; r += threads) {
+    const float factor = factors[r];
+    if (!is_regular<T>(p, factor)) factors[r] = scalbnf(factor, -ilogbf(factor));
+  }
+  BY_WARP ? __syncwarp() : __syncthreads();
+}
 
 // Gradients with respect to unit vectors are products of g with raw rows, whose entries have the size of norm /
 // sqrt(D): weights are g / norm times this power of two, so that they keep the size of g where entries have the size

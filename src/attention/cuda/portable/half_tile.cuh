@@ -26,46 +26,72 @@ struct HalfRows {
   bool vector;  // rows may be read 16 bytes at a time
 };
 
-// Begins to fill a tile: row r of the tile from row_of(r), zeros where that is negative or beyond the end. The caller
-// commits and waits.
-template <class T, int DIM, class RowOf>
-__device__ __forceinline__ void load_half_tile(T* tile, const HalfRows& source, RowOf row_of) {
-  constexpr int kChunks = DIM / 8;
-  const T* const data = static_cast<const T*>(source.data) + source.start;
-#pragma unroll
-  for (int n = 0; n < kHalfTile * kChunks / kHalfThreads; ++n) {
-    const int unit = static_cast<int>(threadIdx.x) + n * kHalfThreads;
-    const int r = unit / kChunks, chunk = unit % kChunks;
-    const int row = row_of(r);
-    const bool exists = row >= 0 && row < source.rows && chunk * 8 < source.dim;
-    T* const target = tile + half_slot<DIM>(r, chunk);
-    const T* const from = data + (exists ? row * source.row_stride + chunk * 8 : 0);
-    if (source.vector) {
-      copy_async(target, from, exists);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) target[i] = exists && chunk * 8 + i < source.dim ? from[i] : T(0.f);
-    }
+// `count` rows of a tile, of which the source has the first `rows`, one element at a time, for sources that cannot be
+// read sixteen bytes at a time. Out of line: in every place it would crowd the instruction cache.
+template <class T, int DIM>
+__device__ __noinline__ void load_rows_slowly(T* tile, const T* first, std::int64_t row_stride, int rows, int columns,
+                                              int count, int own, int threads) {
+#pragma unroll 1
+  for (int i = own; i < count * DIM; i += threads) {
+    const int r = i / DIM, d = i % DIM;
+    tile[half_slot<DIM>(r, d / 8) + d % 8] = r < rows && d < columns ? first[r * row_stride + d] : T(0.f);
   }
+}
+
+// Begins to fill a tile with rows first .. first + ROWS - 1, zeros where there is none (a negative `first` means none
+// at all). `own` of THREADS threads take part. The caller commits and waits.
+template <class T, int DIM, int ROWS, int THREADS>
+__device__ __forceinline__ void load_rows(T* tile, const HalfRows& source, int own, int first) {
+  constexpr int kChunks = DIM / 8, kRowsAtOnce = THREADS / kChunks;
+  static_assert(THREADS % kChunks == 0 && ROWS % kRowsAtOnce == 0);
+  if (first < 0) first = source.rows;
+  const T* from = static_cast<const T*>(source.data) + source.start + first * source.row_stride;
+  if (!source.vector) {
+    load_rows_slowly<T, DIM>(tile, from, source.row_stride, source.rows - first, source.dim, ROWS, own, THREADS);
+    return;
+  }
+  const int chunk = own % kChunks, r = own / kChunks;
+  from += r * source.row_stride + chunk * 8;
+  const int left = chunk * 8 < source.dim ? source.rows - first - r : 0;
+#pragma unroll
+  for (int n = 0; n < ROWS / kRowsAtOnce; ++n) {
+    copy_async(tile + half_slot<DIM>(r + n * kRowsAtOnce, chunk), from, n * kRowsAtOnce < left);
+    from += kRowsAtOnce * source.row_stride;
+  }
+}
+
+// The same for a tile of 64 rows, by the whole block.
+template <class T, int DIM>
+__device__ __forceinline__ void load_half_tile(T* tile, const HalfRows& source, int first) {
+  load_rows<T, DIM, kHalfTile, kHalfThreads>(tile, source, static_cast<int>(threadIdx.x), first);
+}
+
+__device__ __forceinline__ int own_lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+// The same, but the compiler must not compute what follows from it before this point. Where a loop holds many products,
+// it would otherwise keep all their addresses in registers around the loop, and spill.
+__device__ __forceinline__ int fresh_lane() {
+  int lane = own_lane();
+  asm volatile("" : "+r"(lane));
+  return lane;
 }
 
 // The A fragment of rows first_row .. + 15 at depth 16 step.
 template <class T, int DIM>
-__device__ __forceinline__ void load_rows_fragment(std::uint32_t (&a)[4], const T* tile, int first_row, int step) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+__device__ __forceinline__ void load_rows_fragment(std::uint32_t (&a)[4], const T* tile, int first_row, int step,
+                                                   int lane = own_lane()) {
   load_matrices(a, tile + half_slot<DIM>(first_row + lane % 16, step * 2 + lane / 16));
 }
 
 // sums[n] += A rows times B rows^T over the whole depth: sums tile n covers rows 8 n .. of B starting at first_b.
 template <class T, int DIM, int COUNT>
 __device__ __forceinline__ void multiply_rows(float (&sums)[COUNT][4], const T* a_tile, int first_a, const T* b_tile,
-                                              int first_b) {
+                                              int first_b, int lane = own_lane()) {
   static_assert(COUNT % 2 == 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int step = 0; step < DIM / 16; ++step) {
     std::uint32_t a[4];
-    load_rows_fragment<T, DIM>(a, a_tile, first_a, step);
+    load_rows_fragment<T, DIM>(a, a_tile, first_a, step, lane);
 #pragma unroll
     for (int n = 0; n < COUNT; n += 2) {
       std::uint32_t b[4];
@@ -89,8 +115,8 @@ __device__ inline std::uint32_t finite_pair(std::uint32_t pair) {
 // `finite_only` takes elements of B that are not finite for 0.
 template <class T, int DIM>
 __device__ __forceinline__ void multiply_columns(float (&sums)[DIM / 8][4], const std::uint32_t (&a)[4],
-                                                 const T* b_tile, int first_row, bool finite_only = false) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+                                                 const T* b_tile, int first_row, bool finite_only = false,
+                                                 int lane = own_lane()) {
 #pragma unroll
   for (int n = 0; n < DIM / 8; n += 2) {
     std::uint32_t b[4];
@@ -133,14 +159,11 @@ __device__ void add_spoiled_products(float (&sums)[DIM / 8][4], const float (&lo
   }
 }
 
-// Zeros for the rows of a tile whose factor is NaN: the weights of their pairs carry the NaN, and times zero it stays
-// in its own row of a product. All threads of the block take part.
-template <class T, int DIM>
-__device__ void drop_broken_rows(T* tile, const float* factors) {
-  for (int i = static_cast<int>(threadIdx.x); i < kHalfTile * DIM; i += kHalfThreads) {
-    const float factor = factors[i / DIM];
-    if (factor != factor) tile[i] = T(0.f);
-  }
+// x / norm for a norm that is positive and finite, correctly rounded for |x| <= norm (one step of Newton's method on the
+// quotient), without the special cases of the general division.
+__device__ __forceinline__ float quotient(float x, float norm, float inverse) {
+  const float estimate = x * inverse;
+  return fmaf(fmaf(-norm, estimate, x), inverse, estimate);
 }
 
 // The sum over the four lanes that share a row of the sums.
@@ -154,58 +177,73 @@ __device__ inline float2 load_pair(const T* pair) {
   return make_float2(static_cast<float>(pair[0]), static_cast<float>(pair[1]));
 }
 
-// Stores columns `column` and `column` + 1 of a row as far as they exist, at once where `pairs` says rows allow it.
-template <class T>
-__device__ __forceinline__ void store_pair(T* row, int column, int columns, bool pairs, float low, float high) {
-  if (pairs && column + 1 < columns) {
-    *reinterpret_cast<std::uint32_t*>(row + column) = rounded_pair<T>(low, high);
-    return;
-  }
-  if (column < columns) row[column] = T(low);
-  if (column + 1 < columns) row[column + 1] = T(high);
-}
-
-// Undoes the L2 norm of 16 rows whose gradients with respect to the unit vectors lie in `sums` (times `unscale`) and
-// stores them. `tile` holds the raw rows, `factors` 1 / max(|x|, 1e-12) of row 0 of the tile.
+// Stores one row of the sums of a warp (`half` picks row g or g + 8), columns below `columns`; two at once where `pairs`
+// says that rows allow it.
 template <class T, int DIM>
-__device__ __forceinline__ void store_half_gradient(bool normalize, const T* tile, const float* factors,
-                                                    const HalfRows& rows, int first_row, float unscale, Tensor target,
-                                                    std::int64_t start, bool pairs, float (&sums)[DIM / 8][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = warp_row + g + 8 * half;
-    const bool exists = first_row + r < rows.rows;
-    const float factor = factors[r];
-    float square = 0.f;
+__device__ __forceinline__ void store_sums(T* row, const float (&sums)[DIM / 8][4], int half, int columns, bool pairs) {
+  const int first = 2 * (own_lane() % 4);
+  if (pairs && columns % 2 == 0) {
 #pragma unroll
     for (int n = 0; n < DIM / 8; ++n) {
-      const float2 x = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
-      square = fmaf(x.x, x.x, fmaf(x.y, x.y, square));
+      if (8 * n + first < columns) {
+        *reinterpret_cast<std::uint32_t*>(row + 8 * n + first) =
+            rounded_pair<T>(sums[n][2 * half], sums[n][2 * half + 1]);
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int n = 0; n < DIM / 8; ++n) {
+    if (8 * n + first < columns) row[8 * n + first] = T(sums[n][2 * half]);
+    if (8 * n + first + 1 < columns) row[8 * n + first + 1] = T(sums[n][2 * half + 1]);
+  }
+}
+
+// Undoes the L2 norm of 16 rows, the tile's rows first_tile_row .. + 15, whose gradients with respect to the unit
+// vectors lie in `sums` (times `unscale`), and stores them. `tile` holds the rows, raw or times a power of two,
+// `factors` 1 / max(|x|, 1e-12) of the raw rows; both, and `first_row` of the sequence, belong to the tile's row 0.
+template <class T, int DIM>
+__device__ __forceinline__ void store_half_gradient(bool normalize, const T* tile, const float* factors,
+                                                    const HalfRows& rows, int first_row, int first_tile_row,
+                                                    float unscale, const Tensor& target, std::int64_t start, bool pairs,
+                                                    float (&sums)[DIM / 8][4]) {
+  const int lane = own_lane(), g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = first_tile_row + g + 8 * half;
+    const bool exists = first_row + r < rows.rows;
+    const float factor = exists ? factors[r] : 1.f;
+    float x[DIM / 8][2], square = 0.f;
+#pragma unroll
+    for (int n = 0; n < DIM / 8; ++n) {
+      const float2 pair = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
+      x[n][0] = pair.x;
+      x[n][1] = pair.y;
+      square = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, square));
     }
     const float norm = sqrtf(sum_over_quad(square));
     // dx = (du - u <u, du>) / |x|; a clamped norm leaves du / 1e-12.
     const bool project = normalize && factor < 1e12f && norm > 0.f;
+    const float inverse = 1.f / norm;
     float projection = 0.f;
 #pragma unroll
     for (int n = 0; n < DIM / 8; ++n) {
-      const float2 x = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
-      float(&du)[4] = sums[n];
-      du[2 * half] *= unscale;
-      du[2 * half + 1] *= unscale;
-      if (project) projection += x.x / norm * du[2 * half] + x.y / norm * du[2 * half + 1];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        sums[n][2 * half + e] *= unscale;
+        x[n][e] = project ? quotient(x[n][e], norm, inverse) : 0.f;
+        projection = fmaf(x[n][e], sums[n][2 * half + e], projection);
+      }
     }
     projection = sum_over_quad(projection);
     if (!exists) continue;
-    T* const row = static_cast<T*>(target.data) + start + (first_row + r) * target.row_stride;
 #pragma unroll
     for (int n = 0; n < DIM / 8; ++n) {
-      const float2 x = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
-      const float2 u = project ? make_float2(x.x / norm, x.y / norm) : make_float2(0.f, 0.f);
-      store_pair(row, 8 * n + 2 * t, rows.dim, pairs, (sums[n][2 * half] - projection * u.x) * factor,
-                 (sums[n][2 * half + 1] - projection * u.y) * factor);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) sums[n][2 * half + e] = (sums[n][2 * half + e] - projection * x[n][e]) * factor;
     }
+    store_sums<T, DIM>(static_cast<T*>(target.data) + start + (first_row + r) * target.row_stride, sums, half, rows.dim,
+                       pairs);
   }
 }
 

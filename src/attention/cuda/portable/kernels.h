@@ -28,6 +28,8 @@ struct BackwardArguments {
   double* dlambda_parts;  // (query heads, row tiles), or null
   // Whether two neighbouring 16-bit elements may be stored at once.
   bool pairs_dq[2], pairs_dk[2], pairs_dv;
+  // Whether rows may be stored sixteen bytes at a time.
+  bool wide_dq[2], wide_dk[2], wide_dv;
 };
 
 // dq of every view with the L2 norm undone, and the row tiles' shares of dbeta and dlambda.
@@ -36,11 +38,6 @@ cudaError_t launch_backward_query_fp32(const Problem& problem, const BackwardArg
 cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 // dv.
 cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
-// The same for 16-bit types with value_dim <= 128, on tensor cores; they do nothing when the inputs are irregular.
-cudaError_t launch_backward_query_half(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
-// dk and dv.
-cudaError_t launch_backward_key_value_half(const Problem& problem, const BackwardArguments& arguments,
-                                           cudaStream_t stream);
 // dbeta and dlambda from the shares, in a fixed order.
 cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 

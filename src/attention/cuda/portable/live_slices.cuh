@@ -6,11 +6,11 @@
 
 namespace tda::cuda::portable {
 
-// Walks the live slices of one row tile. All threads take part and agree; a warp reads 32 words (16,384 keys) at once.
-class SliceWalk {
+// Walks the set bits of a run of words. All threads of a warp take part and agree; it reads 32 words at once.
+class BitWalk {
  public:
-  __device__ SliceWalk(const std::uint32_t* words, int count) : words_(words), count_(count) { look(); }
-  // First key of the next live slice, or -1.
+  __device__ BitWalk(const std::uint32_t* words, int count) : words_(words), count_(count) { look(); }
+  // The next set bit, or -1.
   __device__ int next() {
     while (bits_ == 0) {
       while (live_ == 0) {
@@ -24,7 +24,7 @@ class SliceWalk {
     }
     const int bit = __ffs(static_cast<int>(bits_)) - 1;
     bits_ &= bits_ - 1;
-    return ((base_ + word_) * kSlicesPerWord + bit) * kSliceKeys;
+    return (base_ + word_) * 32 + bit;
   }
 
  private:
@@ -37,6 +37,20 @@ class SliceWalk {
   const std::uint32_t* words_;
   int count_, base_ = 0, word_ = 0;
   unsigned own_ = 0, live_ = 0, bits_ = 0;
+};
+
+// Walks the live slices of one row tile.
+class SliceWalk {
+ public:
+  __device__ SliceWalk(const std::uint32_t* words, int count) : bits_(words, count) {}
+  // First key of the next live slice, or -1.
+  __device__ int next() {
+    const int slice = bits_.next();
+    return slice < 0 ? -1 : slice * kSliceKeys;
+  }
+
+ private:
+  BitWalk bits_;
 };
 
 // First keys of up to four slices; unused ones lie at the end.

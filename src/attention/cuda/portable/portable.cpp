@@ -3,6 +3,7 @@
 #include <string>
 
 #include "attention/cuda/common/kernel_family.h"
+#include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/kernels.h"
 #include "attention/cuda/portable/problem.h"
 
@@ -45,6 +46,23 @@ void place_parts(const AttentionShape& s, int views, const SurvivorIndexLayout& 
   arguments->dlambda_parts = arguments->outputs.dlambda ? dlambda : nullptr;
 }
 
+// The counters come right behind the shares of dbeta and dlambda: one fill clears both.
+void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& index, const PackedDocuments* documents,
+                Arena& arena, BackwardPlan* plan) {
+  const std::int64_t sequences = documents ? documents->count : s.batch;
+  const std::int64_t longest_query = documents ? documents->longest_query : s.query_length;
+  const std::int64_t longest_key = documents ? documents->longest_key : s.key_length;
+  BackwardPlan placed{};
+  placed.column_slices = BackwardPlan::first_slice(documents != nullptr, sequences, s.key_length, s.key_length);
+  placed.words_per_slice = (longest_query + kSliceRows * 32 - 1) / (kSliceRows * 32);
+  placed.capacity = index.row_tiles * s.query_heads * views + placed.column_slices * s.key_heads;
+  placed.counters = arena.take<BackwardCounters>(1);
+  placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
+  placed.position_scale = arena.take<double>(longest_key);
+  placed.tasks = arena.take<BackwardTask>(kTaskBuckets * placed.capacity);
+  if (plan) *plan = placed;
+}
+
 void place_flag(Arena& arena, Problem* problem) {
   unsigned* const flag = arena.take<unsigned>(1);
   if (problem) problem->irregular = flag;
@@ -59,6 +77,10 @@ bool readable_by_four(const ConstTensor& t, DataType type) {
 bool readable_by_sixteen_bytes(const ConstTensor& t, DataType type, std::int64_t dim) {
   return type != DataType::kFloat32 && reinterpret_cast<std::uintptr_t>(t.data) % 16 == 0 && t.batch_stride % 8 == 0 &&
          t.head_stride % 8 == 0 && t.row_stride % 8 == 0 && dim % 8 == 0;
+}
+
+bool writable_by_sixteen_bytes(const Tensor& t, DataType type, std::int64_t dim) {
+  return readable_by_sixteen_bytes({t.data, t.batch_stride, t.head_stride, t.row_stride}, type, dim);
 }
 
 bool writable_by_pairs(const Tensor& t) {
@@ -95,7 +117,9 @@ Problem make_problem(const AttentionShape& shape, const AttentionOptions& option
   return p;
 }
 
-bool has_half_kernels(const Problem& p) { return p.type != DataType::kFloat32 && p.shape.value_dim <= 128; }
+bool has_half_kernels(const AttentionShape& shape, DataType type) {
+  return type != DataType::kFloat32 && shape.value_dim <= 128;
+}
 
 Status launch_status(const char* kernel, cudaError_t error) {
   if (error == cudaSuccess) return {};
@@ -116,10 +140,11 @@ std::size_t forward_workspace_bytes(const AttentionShape& shape, const Attention
 
 std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                      const PackedDocuments* documents) {
+  const SurvivorIndexLayout index = survivor_index_layout(shape, documents);
   Arena arena(nullptr);
   place_scales(shape, options.views, arena, nullptr);
-  place_parts(shape, options.views, survivor_index_layout(shape, documents), arena, nullptr);
-  place_flag(arena, nullptr);
+  place_parts(shape, options.views, index, arena, nullptr);
+  if (has_half_kernels(shape, options.data_type)) place_plan(shape, options.views, index, documents, arena, nullptr);
   return arena.used();
 }
 
@@ -129,7 +154,7 @@ Status forward(const ForwardCall& call) {
   place_scales(call.shape, call.options.views, arena, &p);
   place_flag(arena, &p);
   const cudaStream_t stream = stream_of(call.stream);
-  if (has_half_kernels(p)) {
+  if (has_half_kernels(p.shape, p.type)) {
     const cudaError_t error = cudaMemsetAsync(p.irregular, 0, sizeof(*p.irregular), stream);
     if (Status s = launch_status("memset", error); !s.ok()) return s;
   } else {
@@ -147,6 +172,7 @@ Status forward(const ForwardCall& call) {
 namespace {
 
 BackwardArguments make_arguments(const BackwardCall& call) {
+  const DataType type = call.options.data_type;
   BackwardArguments a{};
   a.d_output = call.d_output;
   a.index = static_cast<const std::uint32_t*>(call.survivor_index);
@@ -154,16 +180,32 @@ BackwardArguments make_arguments(const BackwardCall& call) {
   for (int view = 0; view < call.options.views; ++view) {
     a.pairs_dq[view] = writable_by_pairs(call.outputs.dq[view]);
     a.pairs_dk[view] = writable_by_pairs(call.outputs.dk[view]);
+    a.wide_dq[view] = writable_by_sixteen_bytes(call.outputs.dq[view], type, call.shape.head_dim);
+    a.wide_dk[view] = writable_by_sixteen_bytes(call.outputs.dk[view], type, call.shape.head_dim);
   }
   a.pairs_dv = writable_by_pairs(call.outputs.dv);
+  a.wide_dv = writable_by_sixteen_bytes(call.outputs.dv, type, call.shape.value_dim);
   return a;
 }
 
-struct Launch {
-  const char* kernel;
-  cudaError_t (*launch)(const Problem&, const BackwardArguments&, cudaStream_t);
-  bool wanted;
-};
+Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
+  if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
+  return launch_status("backward_half", launch_backward_half(p, a, plan, stream));
+}
+
+Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
+  if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
+  const bool parameters = a.dbeta_parts || a.dlambda_parts;
+  if (p.longest_query > 0 && (parameters || a.outputs.dq[0].data || a.outputs.dq[1].data)) {
+    const cudaError_t error = launch_backward_query_fp32(p, a, stream);
+    if (Status s = launch_status("backward_query_fp32", error); !s.ok()) return s;
+  }
+  if (a.outputs.dk[0].data || a.outputs.dk[1].data) {
+    if (Status s = launch_status("backward_key_fp32", launch_backward_key_fp32(p, a, stream)); !s.ok()) return s;
+  }
+  if (!a.outputs.dv.data) return {};
+  return launch_status("backward_value_fp32", launch_backward_value_fp32(p, a, stream));
+}
 
 }  // namespace
 
@@ -174,34 +216,22 @@ Status backward(const BackwardCall& call) {
   BackwardArguments a = make_arguments(call);
   Arena arena(call.workspace);
   place_scales(call.shape, call.options.views, arena, &p);
+  const std::size_t parts = arena.used();
   place_parts(call.shape, call.options.views, p.index, arena, &a);
-  const std::size_t cleared = arena.used();
-  place_flag(arena, &p);
-  const bool half = has_half_kernels(p);
-  if (!half) p.irregular = nullptr;
-  const cudaStream_t stream = stream_of(call.stream);
-  // The flag starts at 0; packed documents leave gaps between the shares of their row tiles that no block fills.
-  char* const first = a.dbeta_parts     ? reinterpret_cast<char*>(a.dbeta_parts)
-                      : a.dlambda_parts ? reinterpret_cast<char*>(a.dlambda_parts)
-                                        : static_cast<char*>(call.workspace) + cleared;
-  const auto bytes = static_cast<std::size_t>(static_cast<char*>(call.workspace) + arena.used() - first);
-  if (Status s = launch_status("memset", cudaMemsetAsync(first, 0, bytes, stream)); !s.ok()) return s;
-  if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
-
-  const bool parameters = a.dbeta_parts || a.dlambda_parts;
-  const bool queries = p.longest_query > 0 && (parameters || a.outputs.dq[0].data || a.outputs.dq[1].data);
-  const bool keys = a.outputs.dk[0].data || a.outputs.dk[1].data, values = a.outputs.dv.data != nullptr;
-  const Launch launches[] = {{"backward_query_half", launch_backward_query_half, half && queries},
-                             {"backward_key_value_half", launch_backward_key_value_half, half && (keys || values)},
-                             {"backward_query_fp32", launch_backward_query_fp32, queries},
-                             {"backward_key_fp32", launch_backward_key_fp32, keys},
-                             {"backward_value_fp32", launch_backward_value_fp32, values},
-                             {"backward_parameters", launch_backward_parameters, parameters}};
-  for (const Launch& l : launches) {
-    if (!l.wanted) continue;
-    if (Status s = launch_status(l.kernel, l.launch(p, a, stream)); !s.ok()) return s;
+  std::size_t cleared = arena.used();
+  const bool half = has_half_kernels(p.shape, p.type);
+  BackwardPlan plan{};
+  if (half) {
+    place_plan(call.shape, call.options.views, p.index, call.documents, arena, &plan);
+    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(plan.counters + 1) - static_cast<char*>(call.workspace));
   }
-  return {};
+  const cudaStream_t stream = stream_of(call.stream);
+  // The plan's counters start at 0, and so do the shares of row tiles without a task.
+  const cudaError_t error = cudaMemsetAsync(static_cast<char*>(call.workspace) + parts, 0, cleared - parts, stream);
+  if (Status s = launch_status("memset", error); !s.ok()) return s;
+  if (Status s = half ? run_half_kernels(p, a, plan, stream) : run_fp32_kernels(p, a, stream); !s.ok()) return s;
+  if (!a.dbeta_parts && !a.dlambda_parts) return {};
+  return launch_status("backward_parameters", launch_backward_parameters(p, a, stream));
 }
 
 }  // namespace tda::cuda::portable

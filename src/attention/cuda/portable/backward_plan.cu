@@ -1,0 +1,243 @@
+// The plan of the 16-bit backward (backward_plan.h).
+//
+// Two kinds of blocks of eight warps. Row blocks: a warp takes one row tile of one view and head, counts its live
+// slices, and either computes the factors 1/|q| of its rows and lists a task, or writes zeros to dq. Column blocks: 512
+// keys (one word of the index) of one key head; warps read the words of 32 row tiles at a time and turn them by
+// ballots into one word of each of the 32 slices. Then a warp takes a slice: factors and a task, or zeros to dk and dv.
+// Cost: the index once, Q and K where something survives, zeros where nothing does: bound by memory.
+#include "attention/cuda/portable/backward_plan.h"
+#include "attention/cuda/portable/half_operands.cuh"
+
+namespace tda::cuda::portable {
+namespace {
+
+constexpr int kPlanWarps = 8;
+constexpr int kPlanThreads = kPlanWarps * 32;
+constexpr int kLanesPerRow = 8;
+constexpr int kRowsPerPass = 32 / kLanesPerRow;
+
+// Eight elements of a row from `first`, zeros behind its end.
+template <class T>
+__device__ __forceinline__ void load_eight(const HalfRows& rows, int row, int first, float (&x)[8]) {
+  const T* const from = static_cast<const T*>(rows.data) + rows.start + row * rows.row_stride + first;
+  if (rows.vector && first + 8 <= rows.dim) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = load_pair(reinterpret_cast<const T*>(&words[i]));
+      x[2 * i] = pair.x;
+      x[2 * i + 1] = pair.y;
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = first + i < rows.dim ? static_cast<float>(from[i]) : 0.f;
+}
+
+template <class Sum>
+__device__ __forceinline__ Sum sum_over_lanes(Sum x) {
+#pragma unroll
+  for (int step = kLanesPerRow / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// 1 / max(|x|, 1e-12) of a row that eight lanes share, or 1 without normalization; NaN when the row is not finite.
+template <class T>
+__device__ float factor_of_row(const HalfRows& rows, int row, bool exists, bool normalize) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanesPerRow;
+  float x[8], square = 0.f;
+  for (int first = lane * 8; exists && first < rows.dim; first += kLanesPerRow * 8) {
+    load_eight<T>(rows, row, first, x);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) square = fmaf(x[i], x[i], square);
+  }
+  square = sum_over_lanes(square);
+  if (square > 1e-30f && square < 1e30f) return normalize ? 1.f / sqrtf(square) : 1.f;
+  // Beyond fp32's comfort, or zero, or not finite: once more in double.
+  double exact = 0.0;
+  for (int first = lane * 8; exists && first < rows.dim; first += kLanesPerRow * 8) {
+    load_eight<T>(rows, row, first, x);
+    for (int i = 0; i < 8; ++i) exact = fma(static_cast<double>(x[i]), static_cast<double>(x[i]), exact);
+  }
+  exact = sum_over_lanes(exact);
+  if (!isfinite(exact)) return CUDART_NAN_F;
+  return normalize ? static_cast<float>(1.0 / fmax(sqrt(exact), 1e-12)) : 1.f;
+}
+
+// Factors of rows first .. first + COUNT - 1 of a sequence, by one warp.
+template <class T, int COUNT>
+__device__ void write_factors(const Problem& p, const HalfRows& rows, int first, float* factors) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll 2
+  for (int n = 0; n < COUNT; n += kRowsPerPass) {
+    const int row = first + n + lane / kLanesPerRow;
+    const bool exists = row < rows.rows;
+    // The shuffles inside need all lanes; rows behind the end are computed from nothing and dropped.
+    const float factor = factor_of_row<T>(rows, exists ? row : 0, exists, p.normalize);
+    if (exists && lane % kLanesPerRow == 0) factors[row] = factor;
+  }
+}
+
+// Zeros to rows first .. first + COUNT - 1 of a head's gradient, by one warp.
+template <class T, int COUNT>
+__device__ void write_zeros(const Tensor& target, std::int64_t start, int first, int rows, int dim, bool wide) {
+  if (!target.data) return;
+  T* const data = static_cast<T*>(target.data) + start;
+  const int lane = static_cast<int>(threadIdx.x) % 32, end = min(first + COUNT, rows);
+  if (wide) {
+    const int chunks = dim / 8;
+    for (int i = lane; i < (end - first) * chunks; i += 32) {
+      *reinterpret_cast<uint4*>(data + (first + i / chunks) * target.row_stride + i % chunks * 8) =
+          make_uint4(0, 0, 0, 0);
+    }
+    return;
+  }
+  for (int i = lane; i < (end - first) * dim; i += 32) data[(first + i / dim) * target.row_stride + i % dim] = T(0.f);
+}
+
+// By one lane.
+__device__ void list_task(const BackwardPlan& plan, int live, const BackwardTask& task) {
+  const int bucket = min(kTaskBuckets - 1, 31 - __clz(live));
+  BackwardTask* const list = plan.tasks + bucket * plan.capacity;
+  if (task.view == kColumnTask && live < kWarpTaskSlices) {
+    list[plan.capacity - 1 - atomicAdd(&plan.counters->warp_tasks[bucket], 1u)] = task;
+  } else {
+    list[atomicAdd(&plan.counters->block_tasks[bucket], 1u)] = task;
+  }
+}
+
+template <class T>
+__device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                              const BlockTask& task) {
+  const int view = task.head % p.views, head = task.head / p.views;
+  const Sequence s = sequence_at(p, task.sequence);
+  const int tile = static_cast<int>(task.tile), first_row = tile * kSliceRows;
+  if (first_row >= s.query_length) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int last_key = s.key_length - s.query_length + min(first_row + kSliceRows, s.query_length) - 1;
+  const std::uint32_t* const words = a.index + p.index.word_offset(view, head, s.first_row_tile + tile);
+  int live = 0;
+  for (int w = lane; w <= last_key / kKeysPerWord; w += 32) live += __popc(words[w]);
+  live = __reduce_add_sync(0xffffffffu, live);
+  if (live == 0) {
+    const Tensor& dq = a.outputs.dq[view];
+    write_zeros<T, kSliceRows>(dq, row_offset(dq, s.batch, head, s.first_query), first_row, s.query_length,
+                               static_cast<int>(p.shape.head_dim), a.wide_dq[view]);
+    return;
+  }
+  write_factors<T, kSliceRows>(p, half_queries(p, s, view, head), first_row, query_factors(p, s, view, head));
+  // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.
+  const bool wanted = a.outputs.dq[view].data || a.dbeta_parts || (view == 1 && a.dlambda_parts);
+  if (lane == 0 && wanted) {
+    list_task(plan, live,
+              {static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
+               static_cast<std::uint32_t>(tile), static_cast<std::uint32_t>(view)});
+  }
+}
+
+// Turns one word column of the index and counts the row tiles of each slice, by the whole block.
+__device__ void turn_columns(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, const Sequence& s,
+                             std::int64_t first_slice, int key_head, int word, int (&count)[kSlicesPerWord]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
+  const int offset = s.key_length - s.query_length, row_tiles = (s.query_length + kSliceRows - 1) / kSliceRows;
+  const int tile_words = (row_tiles + 31) / 32;
+  const int slice = word * kSlicesPerWord + lane;  // of this lane
+  const bool exists = slice * kSliceKeys < s.key_length;
+  int own = 0;
+  for (int unit = warp; unit < p.views * group * tile_words; unit += kPlanWarps) {
+    const int tile_word = unit % tile_words, head = key_head * group + unit / tile_words % group;
+    const int view = unit / (tile_words * group);
+    const int tile = tile_word * 32 + lane;
+    const int last_key = offset + min((tile + 1) * kSliceRows, s.query_length) - 1;
+    std::uint32_t bits = 0;
+    if (tile < row_tiles && word <= last_key / kKeysPerWord) {
+      bits = a.index[p.index.word_offset(view, head, s.first_row_tile + tile) + word];
+    }
+    std::uint32_t turned = 0;
+#pragma unroll
+    for (int b = 0; b < kSlicesPerWord; ++b) {
+      const std::uint32_t column = __ballot_sync(0xffffffffu, bits >> b & 1u);
+      if (lane == b) turned = column;
+    }
+    if (!exists) continue;
+    plan.columns[plan.column_offset(view * p.shape.query_heads + head, first_slice + slice) + tile_word] = turned;
+    own += __popc(turned);
+  }
+  if (own > 0) atomicAdd(&count[lane], own);
+}
+
+template <class T>
+__device__ void plan_columns(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                             const BlockTask& task) {
+  __shared__ int count[kSlicesPerWord];
+  const Sequence s = sequence_at(p, task.sequence);
+  const int word = static_cast<int>(task.tile), key_head = task.head;
+  if (word * kKeysPerWord >= s.key_length) return;
+  const std::int64_t first_slice =
+      BackwardPlan::first_slice(p.key_offsets != nullptr, task.sequence, s.first_key, p.shape.key_length);
+  if (threadIdx.x < kSlicesPerWord) count[threadIdx.x] = 0;
+  __syncthreads();
+  turn_columns(p, a, plan, s, first_slice, key_head, word, count);
+  __syncthreads();
+  const bool wanted = a.outputs.dk[0].data || a.outputs.dk[1].data || a.outputs.dv.data;
+  for (int b = static_cast<int>(threadIdx.x) / 32; b < kSlicesPerWord; b += kPlanWarps) {
+    const int slice = word * kSlicesPerWord + b, first_key = slice * kSliceKeys;
+    if (first_key >= s.key_length) break;
+    if (count[b] == 0) {
+      for (int view = 0; view < p.views; ++view) {
+        const Tensor& dk = a.outputs.dk[view];
+        write_zeros<T, kSliceKeys>(dk, row_offset(dk, s.batch, key_head, s.first_key), first_key, s.key_length,
+                                   static_cast<int>(p.shape.head_dim), a.wide_dk[view]);
+      }
+      const Tensor& dv = a.outputs.dv;
+      write_zeros<T, kSliceKeys>(dv, row_offset(dv, s.batch, key_head, s.first_key), first_key, s.key_length,
+                                 static_cast<int>(p.shape.value_dim), a.wide_dv);
+      continue;
+    }
+    for (int view = 0; view < p.views; ++view) {
+      write_factors<T, kSliceKeys>(p, half_keys(p, s, view, key_head), first_key, key_factors(p, s, view, key_head));
+    }
+    if (threadIdx.x % 32 == 0 && wanted) {
+      list_task(plan, count[b],
+                {static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
+                 static_cast<std::uint32_t>(slice), kColumnTask});
+    }
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPlanThreads)
+    backward_plan_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
+                         const __grid_constant__ BackwardPlan plan, std::int64_t row_tasks, std::int64_t row_blocks) {
+  const std::int64_t block = blockIdx.x, blocks = gridDim.x;
+  for (std::int64_t n = block * kPlanThreads + threadIdx.x; n < p.longest_key; n += blocks * kPlanThreads) {
+    plan.position_scale[n] = threshold_scale(p, n);
+  }
+  if (block < row_blocks) {
+    const std::int64_t own = block * kPlanWarps + threadIdx.x / 32;
+    if (own < row_tasks) {
+      plan_row_tile<T>(p, a, plan, block_task(own, p.shape.query_heads * p.views, p.sequences));
+    }
+  } else {
+    plan_columns<T>(p, a, plan, block_task(block - row_blocks, p.shape.key_heads, p.sequences));
+  }
+}
+
+}  // namespace
+
+cudaError_t launch_backward_plan(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                                 cudaStream_t stream) {
+  const std::int64_t row_tiles = (p.longest_query + kSliceRows - 1) / kSliceRows;
+  const std::int64_t row_tasks = row_tiles * p.shape.query_heads * p.views * p.sequences;
+  const std::int64_t row_blocks = (row_tasks + kPlanWarps - 1) / kPlanWarps;
+  const std::int64_t words = (p.longest_key + kKeysPerWord - 1) / kKeysPerWord;
+  const auto blocks = static_cast<unsigned>(row_blocks + words * p.shape.key_heads * p.sequences);
+  const auto kernel =
+      p.type == DataType::kBFloat16 ? backward_plan_kernel<__nv_bfloat16> : backward_plan_kernel<__half>;
+  kernel<<<blocks, kPlanThreads, 0, stream>>>(p, a, plan, row_tasks, row_blocks);
+  return cudaGetLastError();
+}
+
+}  // namespace tda::cuda::portable

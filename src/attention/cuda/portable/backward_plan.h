@@ -1,0 +1,59 @@
+// What the 16-bit backward prepares on the device before its main kernel: where the work is, heaviest first.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "attention/cuda/common/survivor_index.h"
+
+namespace tda::cuda::portable {
+
+struct Problem;
+struct BackwardArguments;
+
+// A row task is 64 query rows of one view and query head (dq), a column task 16 keys of one key head (dk of every view
+// and dv). Tasks without a survivor are not listed: the plan has written their zeros.
+struct BackwardTask {
+  std::uint32_t sequence, head, tile;  // row tile, or slice of 16 keys
+  std::uint32_t view;                  // of a row task, or kColumnTask
+};
+constexpr std::uint32_t kColumnTask = 0xffffffffu;
+constexpr int kTaskBuckets = 8;      // by the logarithm of the number of live slices
+constexpr int kWarpTaskSlices = 16;  // columns with fewer live slices are done by one warp each
+
+struct BackwardCounters {
+  std::uint32_t block_tasks[kTaskBuckets], warp_tasks[kTaskBuckets];
+  std::uint32_t claims;
+};
+
+struct BackwardPlan {
+  // The survivor index read down its columns: for (view, query head) and each slice of 16 keys, a bit per row tile.
+  std::uint32_t* columns;
+  std::int64_t column_slices;    // of all sequences
+  std::int64_t words_per_slice;  // of 32 row tiles
+  double* position_scale;        // c_n of every position (tda/attention.h)
+  BackwardTask* tasks;           // (kTaskBuckets, capacity): block tasks from the front, warp tasks from the back
+  std::int64_t capacity;
+  BackwardCounters* counters;  // 0 before the plan
+
+  // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
+  TDA_HOST_DEVICE static std::int64_t first_slice(bool packed, std::int64_t sequence, std::int64_t first_key,
+                                                      std::int64_t key_length) {
+    return packed ? first_key / 16 + sequence : sequence * ((key_length + 15) / 16);
+  }
+  TDA_HOST_DEVICE std::int64_t column_offset(std::int64_t view_and_head, std::int64_t slice) const {
+    return (view_and_head * column_slices + slice) * words_per_slice;
+  }
+};
+
+// Fills the plan and the factors of all rows that tasks will read (query_scale, key_scale), and writes the gradients of
+// rows and keys without a survivor: zeros.
+cudaError_t launch_backward_plan(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
+                                 cudaStream_t stream);
+
+// Works the tasks off: dq, the row tiles' shares of dbeta and dlambda, dk and dv.
+cudaError_t launch_backward_half(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
+                                 cudaStream_t stream);
+
+}  // namespace tda::cuda::portable
