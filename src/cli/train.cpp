@@ -33,6 +33,10 @@ void add_train_command(CLI::App& program, Invocation& invocation) {
   command->add_option("--output", options->request.output, "run directory; default runs/NAME-OF-THE-RECIPE");
   command->add_flag("--resume", options->request.resume,
                     "go on with the run in the output, or start it when nothing is there");
+  command->add_option(
+      "--init-from", options->request.init_from,
+      "run directory or step folder whose weights the run starts from, with a fresh optimizer at step 0; "
+      "with --resume only where the output holds no checkpoint yet");
   auto* list_keys = command->add_flag("--list-keys", options->list_keys, "print every key of a recipe as Markdown");
 
   std::vector<CLI::Option*> overrides;

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -109,6 +111,15 @@ def test_finished_runs_are_not_repeated(swept, recipe, run_tda):
     assert [row["status"] for row in table(swept)] == ["finished"] * 6
 
 
+def test_a_finished_sweep_needs_no_data(recipe, run_tda, tmp_path):
+    data = Path(re.findall(r'path = "(.*)"', recipe.read_text())[0])
+    shutil.copytree(data, tmp_path / "data")
+    arguments = ("sweep", recipe, "--grid", f"data.path={tmp_path / 'data'}", "--output", tmp_path / "sweep")
+    run_tda(*arguments)
+    shutil.rmtree(tmp_path / "data")
+    assert "is finished already" in run_tda(*arguments).stderr
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_all_with_checkpoints(recipe, run_tda, tmp_path, number, code):
     output = tmp_path / "sweep"
@@ -183,6 +194,12 @@ def test_bad_input_writes_nothing(recipe, tda, tmp_path):
     assert_refused(tda("sweep", recipe, *output), "--grid is required")
     assert_refused(tda("sweep", tmp_path / "absent.toml", *GRID, *output), "absent.toml")
     assert_refused(tda("sweep", recipe, *GRID, *output, "--jobs", "0"), "--jobs")
+    # The dataset of any point, before the first run begins.
+    data = re.findall(r'path = "(.*)"', recipe.read_text())[0]
+    refused(f"data.path={data},absent", parts=("dataset absent is no folder", "HINT: "))
+    (tmp_path / "empty").mkdir()
+    refused(f"data.path={tmp_path / 'empty'}", parts=("has no shard train_*.bin", "HINT: "))
+    (tmp_path / "empty").rmdir()
     assert not (tmp_path / "sweep").exists()
     (tmp_path / "notes.txt").write_text("mine")
     assert_refused(tda("sweep", recipe, *GRID, "--output", tmp_path), "is no sweep: it holds notes.txt", "HINT: ")

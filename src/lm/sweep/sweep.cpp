@@ -10,11 +10,14 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <string_view>
 #include <system_error>
 #include <thread>
 
 #include "lm/analysis/report_page.h"
+#include "lm/data/dataset.h"
 #include "lm/durable_file.h"
 #include "lm/error.h"
 #include "lm/sweep/child_process.h"
@@ -81,6 +84,8 @@ class Sweep {
     std::unique_ptr<ChildProcess> process;
   };
 
+  void find_finished();
+  void require_datasets() const;
   void prepare_folders() const;
   fs::path log_of(const SweepRun& run) const { return request_.output / "logs" / (run.point.name + ".log"); }
   std::vector<std::string> arguments(std::size_t index) const;
@@ -104,6 +109,23 @@ Sweep::Sweep(const SweepRequest& request) : request_(request), axes_(parse_grid(
     runs_.push_back(std::move(run));
   }
   require_usable_sweep_output(request.output);
+}
+
+void Sweep::find_finished() {
+  for (std::size_t index = 0; index < runs_.size(); ++index) {
+    if (!is_finished(runs_[index].directory, recipes_[index])) continue;
+    runs_[index].status = "finished";
+    fmt::print(stderr, "[{}/{}] {}  is finished already\n", index + 1, runs_.size(), runs_[index].point.name);
+  }
+}
+
+// What a run to come would refuse is said before the first begins, not after hours. Finished runs need no data.
+void Sweep::require_datasets() const {
+  std::set<std::string> paths;
+  for (std::size_t index = 0; index < runs_.size(); ++index) {
+    if (runs_[index].status != "finished") paths.insert(recipes_[index].data.path);
+  }
+  for (const std::string& path : paths) static_cast<void>(Dataset(path).tokenizer());
 }
 
 void Sweep::prepare_folders() const {
@@ -142,15 +164,12 @@ void Sweep::finish(const Job& job, int code) {
 
 int Sweep::run() {
   const StopSignal stop;
+  find_finished();
+  require_datasets();
   prepare_folders();
   std::vector<std::size_t> waiting;
   for (std::size_t index = 0; index < runs_.size(); ++index) {
-    if (!is_finished(runs_[index].directory, recipes_[index])) {
-      waiting.push_back(index);
-      continue;
-    }
-    runs_[index].status = "finished";
-    fmt::print(stderr, "[{}/{}] {}  is finished already\n", index + 1, runs_.size(), runs_[index].point.name);
+    if (runs_[index].status != "finished") waiting.push_back(index);
   }
   bool passed_on = false;
   auto next = waiting.begin();

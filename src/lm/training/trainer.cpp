@@ -1,5 +1,6 @@
 #include "lm/training/trainer.h"
 
+#include <ATen/TensorOperators.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -28,6 +29,7 @@
 #include "lm/training/recipe_text.h"
 #include "lm/training/resume_rules.h"
 #include "lm/training/run_directory.h"
+#include "lm/training/start_weights.h"
 #include "lm/training/stop_signal.h"
 #include "lm/training/tensorboard_log.h"
 #include "lm/training/throughput.h"
@@ -50,7 +52,8 @@ class Trainer {
   Trainer(ResolvedRecipe resolved, const Dataset& dataset, at::Device device, std::filesystem::path run,
           ProcessGroup& group);
 
-  void start_from_scratch();
+  // `weights`: a step folder of another run; empty: random weights.
+  void start(const std::filesystem::path& weights);
   void resume_from(const std::filesystem::path& step_directory);
   int run();
 
@@ -125,8 +128,14 @@ Trainer::Trainer(ResolvedRecipe resolved, const Dataset& dataset, at::Device dev
   peak_flops_ = group.size() * measure_peak_flops(train.precision, device);
 }
 
-void Trainer::start_from_scratch() {
-  model_.initialize(static_cast<std::uint64_t>(recipe().train.seed));
+void Trainer::start(const std::filesystem::path& weights) {
+  if (weights.empty()) {
+    model_.initialize(static_cast<std::uint64_t>(recipe().train.seed));
+  } else {
+    load_parameters(weights / "model.safetensors", model_);
+    state_.start_weights = weights.string();
+    if (group_.is_first()) fmt::print(stderr, "starting from the weights of {}\n", state_.start_weights);
+  }
   open_files();
 }
 
@@ -393,6 +402,19 @@ void require_equal_shares(const Recipe& recipe, int processes) {
       "make train.micro_batch smaller, or start fewer processes");
 }
 
+struct StartWeights {
+  std::string directory;  // a step folder; empty: the run starts from random weights, or goes on
+  std::vector<std::string> differences;
+};
+
+// Before anything is written, and before a model is made.
+StartWeights find_start_weights(const TrainingRequest& request, const ModelConfig& model, const Dataset& dataset) {
+  const bool goes_on = request.resume && !list_checkpoints(request.output).empty();
+  if (!request.init_from || goes_on) return {};
+  const std::filesystem::path directory = resolve_checkpoint(*request.init_from);
+  return {directory.string(), check_start_weights(directory, model, *dataset.tokenizer())};
+}
+
 // Each phase fails in all processes or in none, and rank 0 says why: a bad recipe is one line, not one a process.
 int train_in_group(const TrainingRequest& request, ProcessGroup& group) {
   ResolvedRecipe recipe;
@@ -412,10 +434,12 @@ int train_in_group(const TrainingRequest& request, ProcessGroup& group) {
 
   std::optional<Dataset> dataset;
   std::optional<Trainer> trainer;
+  StartWeights weights;
   group.together([&] {
     const ProcessGroup::SlowPhase slow(group);
     dataset.emplace(recipe.values.data.path);
     resolve_vocabulary(recipe, *dataset);
+    if (group.is_first()) weights = find_start_weights(request, recipe.values.model, *dataset);
     set_training_threads(recipe.values.train.threads);
     trainer.emplace(std::move(recipe), *dataset, device, request.output, group);
   });
@@ -430,10 +454,12 @@ int train_in_group(const TrainingRequest& request, ProcessGroup& group) {
     checkpoint = run->newest_checkpoint().value_or("").string();
   });
   checkpoint = group.from_first(checkpoint);
+  weights.directory = group.from_first(weights.directory);
   group.together([&] {
     const ProcessGroup::SlowPhase slow(group);
     if (checkpoint.empty()) {
-      trainer->start_from_scratch();
+      for (const std::string& line : weights.differences) fmt::print(stderr, "{}\n", line);
+      trainer->start(weights.directory);
     } else {
       trainer->resume_from(checkpoint);
     }

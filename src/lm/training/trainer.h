@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -14,6 +15,9 @@ struct TrainingRequest {
   std::vector<RecipeOverride> overrides;
   std::filesystem::path output;
   bool resume = false;
+  // A run directory or step folder whose weights the run starts from; absent: from random ones. Not looked at when
+  // `resume` finds a checkpoint of the run itself.
+  std::optional<std::filesystem::path> init_from;
 };
 
 // A loss or gradient that is not finite: training stopped before the update that would have spoiled the weights. The

@@ -29,6 +29,7 @@ void save_training_state(const std::filesystem::path& file, const TrainingState&
                              {"seconds", state.seconds},
                              {"metrics_bytes", state.metrics_bytes},
                              {"samples_bytes", state.samples_bytes},
+                             {"start_weights", state.start_weights},
                              {"dataset", describe(dataset)}};
   write_file_durably(file, json.dump(2) + "\n");
 }
@@ -44,6 +45,7 @@ TrainingState load_training_state(const std::filesystem::path& file, const Datas
     json.at("seconds").get_to(state.seconds);
     json.at("metrics_bytes").get_to(state.metrics_bytes);
     json.at("samples_bytes").get_to(state.samples_bytes);
+    state.start_weights = json.value("start_weights", "");  // older runs do not know it
     found = json.at("dataset");
   } catch (const ordered_json::exception& error) {
     throw Error(fmt::format("{} is not the state of a training run: {}", file.string(), error.what()));

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 #include "lm/data/dataset.h"
 
@@ -18,6 +19,7 @@ struct TrainingState {
   double seconds = 0.0;          // wall-clock time spent, over all processes of the run one after the other
   std::int64_t metrics_bytes = 0;
   std::int64_t samples_bytes = 0;
+  std::string start_weights;  // the step folder that step 0 took its weights from; empty: random ones
 };
 
 // The dataset is described in the file as well, to be recognized wherever it lies later.
