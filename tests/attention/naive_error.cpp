@@ -35,6 +35,25 @@ void scale(std::vector<TensorBuffer>& buffers, double factor) {
   }
 }
 
+// Turns the elements of every row by `shift` places. Queries and keys turned alike have the scores they had, and
+// other roundings of them, because their products are added in another order.
+void turn(std::vector<TensorBuffer>& buffers, std::int64_t shift) {
+  for (TensorBuffer& buffer : buffers) {
+    const auto& n = buffer.sizes();
+    const std::vector<double> values = buffer.values();
+    std::size_t row = 0;
+    for (std::int64_t b = 0; b < n[0]; ++b) {
+      for (std::int64_t h = 0; h < n[1]; ++h) {
+        for (std::int64_t t = 0; t < n[2]; ++t, row += static_cast<std::size_t>(n[3])) {
+          for (std::int64_t c = 0; c < n[3]; ++c) {
+            buffer.set(b, h, t, (c + shift) % n[3], values[row + static_cast<std::size_t>(c)]);
+          }
+        }
+      }
+    }
+  }
+}
+
 // Adds one draw; results of the draw are `values` and `vectors` times those of the case for outputs and score
 // gradients.
 void add_draw(const AttentionCase& test_case, const Results& reference, double values, double vectors,
@@ -62,15 +81,21 @@ NaiveError measure_naive_error(const AttentionCase& test_case, const Results& re
   NaiveError error;
   add_draw(test_case, reference, 1.0, 1.0, error);
   if (static_cast<std::int64_t>(reference.output.size()) >= kSmall) return error;
-  // Rounding q and k anew may move a score across its threshold, where gradients below p = 2 jump.
+  // Rounding q and k anew may move a score across its threshold, where gradients below p = 2 jump, or change it
+  // where nothing normalizes them: there their elements are turned instead.
   const bool move_scores = test_case.options.normalize && test_case.options.power >= 2.0;
+  std::int64_t shift = 0;
   for (const double factor : {1.125, 1.25, 1.375, 1.5, 1.625, 1.75, 1.875}) {
     AttentionCase draw = test_case;
+    shift += std::max<std::int64_t>(1, test_case.shape.head_dim / 8);
     scale(draw.v, factor);
     scale(draw.d_output, factor);
     if (move_scores) {
       scale(draw.q, factor);
       scale(draw.k, factor);
+    } else {
+      turn(draw.q, shift);
+      turn(draw.k, shift);
     }
     const Results exact = run(draw.in_double(), Implementation::kReference, !reference.dv.empty());
     add_draw(draw, exact, factor, move_scores ? factor : 1.0, error);

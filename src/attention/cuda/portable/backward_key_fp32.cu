@@ -39,10 +39,10 @@ __device__ __forceinline__ void run_task(const Problem& p, const BackwardArgumen
       TileSums scores, d_weights;
       clear(scores);
       clear(d_weights);
-      score_tile<kTile, kTile, Chain::kPerChunk>(
+      score_tile<kTile, kTile>(
           scores, keys.dim, shared, [&](int row, int d) { return keys.load(first_key + row, d); },
           [&](int column, int d) { return queries.load(first_row + column, d); });
-      score_tile<kTile, kTile, Chain::kPerChunk>(
+      score_tile<kTile, kTile>(
           d_weights, v.dim, shared, [&](int row, int d) { return v.load(first_key + row, d); },
           [&](int column, int d) { return d_output.load(first_row + column, d); });
 #pragma unroll

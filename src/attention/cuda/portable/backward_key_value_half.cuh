@@ -25,8 +25,7 @@ struct ColumnTaskPlan {
   struct Warp {
     T q[kRows * DIM], d_output[kStepRows * DIM];  // afterwards the warp's sums (sums_of_warp)
     T k[kSliceKeys * DIM], v[kSliceKeys * DIM];
-    Threshold threshold[kRows];
-    float factor[kRows];
+    float2 row[kRows];  // tau, factor
     float key_factor[kSliceKeys];
   };
   Warp warp[kWarps];
@@ -65,10 +64,11 @@ __device__ __forceinline__ void add_strip(const Problem& p, typename ColumnTaskP
   multiply_rows<T, DIM>(d_weights, own.v, 0, own.d_output, strip * 16, lane);
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
+    const float4 rows = *reinterpret_cast<const float4*>(own.row + first + 8 * n + 2 * t);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float r = n == 0 ? low[e] : high[e];
-      const float row_factor = own.factor[first + 8 * n + 2 * t + e % 2] * kWeightScale<DIM>;
+      const float row_factor = (e % 2 == 0 ? rows.y : rows.w) * kWeightScale<DIM>;
       const bool live = survives(r);
       weights[n][e] = live ? head.sign * weight_of<SQUARE>(r, p.power) * head.value_scale : 0.f;
       d_weights[n][e] =
@@ -94,21 +94,32 @@ __device__ __forceinline__ void add_step(const Problem& p, typename ColumnTaskPl
   float scores[kStepRows / 8][4] = {};
   multiply_rows<T, DIM>(scores, own.k, 0, own.q, first, lane);
   const float key_factor[2] = {own.key_factor[lane / 4], own.key_factor[lane / 4 + 8]};
-  const int key = head.first_key + lane / 4;
-  unsigned strips = 0;
 #pragma unroll
   for (int n = 0; n < kStepRows / 8; ++n) {
-    bool any = false;
+    const float4 rows = *reinterpret_cast<const float4*>(own.row + first + 8 * n + 2 * t);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int column = first + 8 * n + 2 * t + e % 2, row = first_row + column;
-      const Threshold tau = own.threshold[column];
-      float r = fmaf(scores[n][e] * key_factor[e / 2], own.factor[column], -tau.high) - tau.low;
-      if (key + 8 * (e / 2) > head.offset + row || row >= head.queries.rows) r = 0.f;
-      scores[n][e] = r;
-      any = any || survives(r);
+      scores[n][e] = e % 2 == 0 ? fmaf(scores[n][e] * key_factor[e / 2], rows.y, -rows.x)
+                                : fmaf(scores[n][e] * key_factor[e / 2], rows.w, -rows.z);
     }
-    if (__any_sync(0xffffffffu, any)) strips |= 1u << n / 2;
+  }
+  // Pairs that the mask hides, and rows behind the end, are at the edges of the matrix only.
+  const int last_row = first_row + first + kStepRows - 1;
+  if (head.first_key + kSliceKeys - 1 > head.offset + first_row + first || last_row >= head.queries.rows) {
+    const int key = head.first_key + lane / 4;
+#pragma unroll
+    for (int n = 0; n < kStepRows / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = first_row + first + 8 * n + 2 * t + e % 2;
+        if (key + 8 * (e / 2) > head.offset + row || row >= head.queries.rows) scores[n][e] = 0.f;
+      }
+    }
+  }
+  unsigned strips = 0;
+#pragma unroll
+  for (int strip = 0; strip < kStepRows / 16; ++strip) {
+    if (__any_sync(0xffffffffu, any_survives(scores[2 * strip], scores[2 * strip + 1]))) strips |= 1u << strip;
   }
   if (strips == 0) return;
 #pragma unroll
@@ -143,13 +154,12 @@ __device__ __forceinline__ void add_unit(const Problem& p, const BackwardPlan& p
     const int r = lane + 32 * n, row = first_row + r;
     const bool exists = row < head.queries.rows;
     const float factor = exists ? product_factor(head.q_factors[row]) : 0.f;
-    own.factor[r] = factor;
-    own.threshold[r] = threshold_at(head.beta, exists ? plan.position_scale[head.offset + row] : 0.0);
+    own.row[r] = make_float2(exists ? head.beta * plan.position_scale[head.offset + row] : 0.f, factor);
     unfit = unfit || factor != factor || !is_regular<T>(p, factor);
   }
   wait_for_copies<0>();
   __syncwarp();
-  if (__any_sync(0xffffffffu, unfit)) mend_rows<T, DIM, true>(p, own.q, own.factor, kRows);
+  if (__any_sync(0xffffffffu, unfit)) mend_rows<T, DIM, true>(p, own.q, &own.row[0].y, 2, kRows);
 #pragma unroll 1
   for (int first = 0; first < kRows; first += kStepRows) {
     add_step<T, DIM, SQUARE>(p, own, head, first_row, first, sums);
@@ -256,7 +266,7 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
       if (__any_sync(0xffffffffu, unfit)) {
         wait_for_copies<0>();
         __syncwarp();
-        mend_rows<T, DIM, true>(p, own.k, own.key_factor, kSliceKeys);
+        mend_rows<T, DIM, true>(p, own.k, own.key_factor, 1, kSliceKeys);
       }
       clear_sums(sums.dk);
       add_view<T, DIM, SQUARE>(p, a, plan, s, slice, view, key_head, own, value_scale, guarded != 0, shared_column,

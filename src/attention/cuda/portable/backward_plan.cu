@@ -69,7 +69,7 @@ __device__ float factor_of_row(const HalfRows& rows, int row, bool exists, bool 
 template <class T, int COUNT>
 __device__ void write_factors(const Problem& p, const HalfRows& rows, int first, float* factors) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 2
+#pragma unroll 4
   for (int n = 0; n < COUNT; n += kRowsPerPass) {
     const int row = first + n + lane / kLanesPerRow;
     const bool exists = row < rows.rows;
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kPlanThreads)
                          const __grid_constant__ BackwardPlan plan, std::int64_t row_tasks, std::int64_t row_blocks) {
   const std::int64_t block = blockIdx.x, blocks = gridDim.x;
   for (std::int64_t n = block * kPlanThreads + threadIdx.x; n < p.longest_key; n += blocks * kPlanThreads) {
-    plan.position_scale[n] = threshold_scale(p, n);
+    plan.position_scale[n] = static_cast<float>(threshold_scale(p, n));
   }
   if (block < row_blocks) {
     const std::int64_t own = block * kPlanWarps + threadIdx.x / 32;

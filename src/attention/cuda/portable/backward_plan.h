@@ -32,7 +32,7 @@ struct BackwardPlan {
   std::uint32_t* columns;
   std::int64_t column_slices;    // of all sequences
   std::int64_t words_per_slice;  // of 32 row tiles
-  double* position_scale;        // c_n of every position (tda/attention.h)
+  float* position_scale;        // c_n of every position (tda/attention.h)
   BackwardTask* tasks;           // (kTaskBuckets, capacity): block tasks from the front, warp tasks from the back
   std::int64_t capacity;
   BackwardCounters* counters;  // 0 before the plan

@@ -76,10 +76,10 @@ __device__ __forceinline__ void run_task(const Problem& p, const BackwardArgumen
     TileSums scores, d_weights;
     clear(scores);
     clear(d_weights);
-    score_tile<kTile, kTile, Chain::kPerChunk>(
+    score_tile<kTile, kTile>(
         scores, queries.dim, shared, [&](int row, int d) { return queries.load(first_row + row, d); },
         [&](int column, int d) { return keys.load(gathered.key(column), d); });
-    score_tile<kTile, kTile, Chain::kPerChunk>(
+    score_tile<kTile, kTile>(
         d_weights, v.dim, shared, [&](int row, int d) { return d_output.load(first_row + row, d); },
         [&](int column, int d) { return v.load(gathered.key(column), d); });
     score_gradients(p, first_position, threshold, scale, sign, gathered, scores, d_weights, parameters);

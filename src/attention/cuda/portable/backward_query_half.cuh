@@ -22,50 +22,55 @@ struct RowTaskPlan {
 };
 
 // What a lane knows of its rows g and g + 8.
-struct LaneRow {
-  Threshold tau;
-  double scale;  // c_i
-  int last_key;  // -1 where the row does not exist
+struct LaneRows {
+  float tau[2], scale[2], factor[2];  // scale: c_i
+  int last_key[2];                    // -1 where the row does not exist
 };
 
 struct RowSums {
-  double dbeta = 0.0, dlambda = 0.0;
+  float dbeta = 0.f, dlambda = 0.f;
 };
 
-// Scores in, excesses s - tau out (0 where the mask hides a pair); whether any of the warp's rows survives.
-__device__ __forceinline__ bool score_excess(const LaneRow (&rows)[2], const float (&row_factor)[2],
-                                             const float* key_factor, int first_column, int first_key,
+// Scores in, excesses s - tau out, 0 where the mask hides a pair; whether any of the warp's rows survives. `masked`
+// says that the slice may hold such pairs.
+__device__ __forceinline__ bool score_excess(const LaneRows& rows, const float* key_factor, int first_key, bool masked,
                                              float (&scores)[2][4]) {
-  const int t = static_cast<int>(threadIdx.x) % 4;
-  bool any = false;
+  const int t = own_lane() % 4;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
+    const float2 factor = *reinterpret_cast<const float2*>(key_factor + 8 * n + 2 * t);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const LaneRow& row = rows[e / 2];
-      const int column = 8 * n + 2 * t + e % 2;
-      float r = fmaf(scores[n][e] * key_factor[first_column + column], row_factor[e / 2], -row.tau.high) - row.tau.low;
-      if (first_key + column > row.last_key) r = 0.f;
-      scores[n][e] = r;
-      any = any || survives(r);
+      scores[n][e] = fmaf(scores[n][e] * (e % 2 == 0 ? factor.x : factor.y), rows.factor[e / 2], -rows.tau[e / 2]);
     }
   }
-  return __any_sync(0xffffffffu, any);
+  if (masked) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (first_key + 8 * n + 2 * t + e % 2 > rows.last_key[e / 2]) scores[n][e] = 0.f;
+      }
+    }
+  }
+  return __any_sync(0xffffffffu, any_survives(scores[0], scores[1]));
 }
 
 // One live slice, at `column` of the gathered tile.
 template <class T, int DIM, bool SQUARE>
 __device__ __forceinline__ void add_slice(const Problem& p, RowTaskPlan<T, DIM>& shared, int buffer, int column,
-                                          int first_key, int view, float sign, const LaneRow (&rows)[2],
-                                          const float (&row_factor)[2], RowSums& sums, float (&dq)[DIM / 8][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
+                                          int first_key, bool masked, int view, float sign,
+                                          const LaneRows& rows, RowSums& sums, float (&dq)[DIM / 8][4]) {
+  const int t = own_lane() % 4, warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   float scores[2][4] = {}, d_weights[2][4] = {};
   multiply_rows<T, DIM>(scores, shared.q, warp_row, shared.k[buffer], column);
-  if (!score_excess(rows, row_factor, shared.key_factor[buffer], column, first_key, scores)) return;
+  const float* const key_factor = shared.key_factor[buffer] + column;
+  if (!score_excess(rows, key_factor, first_key, masked, scores)) return;
   multiply_rows<T, DIM>(d_weights, shared.d_output, warp_row, shared.v[buffer], column);
-  float row_g[2] = {}, row_lambda[2] = {};
+  float row_g[2] = {};
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
+    const float2 factor = *reinterpret_cast<const float2*>(key_factor + 8 * n + 2 * t);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float r = scores[n][e];
@@ -73,17 +78,12 @@ __device__ __forceinline__ void add_slice(const Problem& p, RowTaskPlan<T, DIM>&
       if (survives(r)) {
         g = sign * d_weights[n][e] * weight_derivative_of<SQUARE>(r, p.power);
         row_g[e / 2] += g;
-        if (view == 1) row_lambda[e / 2] = fmaf(weight_of<SQUARE>(r, p.power), d_weights[n][e], row_lambda[e / 2]);
+        if (view == 1) sums.dlambda = fmaf(weight_of<SQUARE>(r, p.power), d_weights[n][e], sums.dlambda);
       }
-      const float factor = shared.key_factor[buffer][column + 8 * n + 2 * (lane % 4) + e % 2];
-      scores[n][e] = g * factor * kWeightScale<DIM>;
+      scores[n][e] = g * (e % 2 == 0 ? factor.x : factor.y) * kWeightScale<DIM>;
     }
   }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    sums.dbeta = fma(rows[half].scale, static_cast<double>(row_g[half]), sums.dbeta);
-    sums.dlambda += static_cast<double>(row_lambda[half]);
-  }
+  sums.dbeta = fmaf(rows.scale[0], row_g[0], fmaf(rows.scale[1], row_g[1], sums.dbeta));
   const std::uint32_t weights[4] = {
       rounded_pair<T>(scores[0][0], scores[0][1]), rounded_pair<T>(scores[0][2], scores[0][3]),
       rounded_pair<T>(scores[1][0], scores[1][1]), rounded_pair<T>(scores[1][2], scores[1][3])};
@@ -138,15 +138,17 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
   fetch(next, 0);
   commit_copies();
 
-  LaneRow rows[2];
+  LaneRows rows;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = first_row + warp_row + lane / 4 + 8 * half;
     const bool exists = row < s.query_length;
-    rows[half].scale = exists ? plan.position_scale[offset + row] : 0.0;
-    rows[half].tau = threshold_at(load_beta(p, head), rows[half].scale);
-    rows[half].last_key = exists ? offset + row : -1;
+    rows.scale[half] = exists ? plan.position_scale[offset + row] : 0.f;
+    rows.tau[half] = load_beta(p, head) * rows.scale[half];
+    rows.last_key[half] = exists ? offset + row : -1;
   }
+  // Keys up to here are seen by all 64 rows.
+  const int last_unmasked = first_row + kHalfTile <= s.query_length ? offset + first_row : -1;
   const float sign = view_weight(p, view, head);
   float dq[DIM / 8][4] = {};
   RowSums sums;
@@ -157,14 +159,16 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
     commit_copies();
     wait_for_copies<1>();
     if (__syncthreads_or(unfit)) {
-      mend_rows<T, DIM, false>(p, shared.q, shared.query_factor, kHalfTile);
-      mend_rows<T, DIM, false>(p, shared.k[buffer], shared.key_factor[buffer], kHalfTile);
+      mend_rows<T, DIM, false>(p, shared.q, shared.query_factor, 1, kHalfTile);
+      mend_rows<T, DIM, false>(p, shared.k[buffer], shared.key_factor[buffer], 1, kHalfTile);
     }
-    const float row_factor[2] = {shared.query_factor[warp_row + lane / 4], shared.query_factor[warp_row + lane / 4 + 8]};
+    rows.factor[0] = shared.query_factor[warp_row + lane / 4];
+    rows.factor[1] = shared.query_factor[warp_row + lane / 4 + 8];
 #pragma unroll 1
     for (int slice = 0; slice < gathered.count; ++slice) {
-      const int column = slice * kSliceKeys;
-      add_slice<T, DIM, SQUARE>(p, shared, buffer, column, gathered.key(column), view, sign, rows, row_factor, sums, dq);
+      const int column = slice * kSliceKeys, first_key = gathered.key(column);
+      add_slice<T, DIM, SQUARE>(p, shared, buffer, column, first_key, first_key + kSliceKeys - 1 > last_unmasked, view,
+                                sign, rows, sums, dq);
     }
     __syncthreads();
   }
@@ -176,8 +180,8 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
                                 a.pairs_dq[view], dq);
   }
   const std::int64_t flat_tile = s.first_row_tile + task.tile;
-  const double dbeta = block_sum<kHalfThreads>(sums.dbeta, shared.scratch);
-  const double dlambda = view == 1 ? block_sum<kHalfThreads>(sums.dlambda, shared.scratch) : 0.0;
+  const double dbeta = block_sum<kHalfThreads>(static_cast<double>(sums.dbeta), shared.scratch);
+  const double dlambda = view == 1 ? block_sum<kHalfThreads>(static_cast<double>(sums.dlambda), shared.scratch) : 0.0;
   if (threadIdx.x != 0) return;
   if (a.dbeta_parts) a.dbeta_parts[(view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile] = -dbeta;
   if (a.dlambda_parts && view == 1) a.dlambda_parts[head * p.index.row_tiles + flat_tile] = -dlambda;

@@ -25,7 +25,7 @@ struct RowSource {
   DataType type;
   const void* data;
   std::int64_t start, row_stride;
-  const float* scale;  // of row 0, or null
+  const float *scale, *scale_low;  // of row 0, or null
   int rows, dim;
   bool vector;
 
@@ -42,17 +42,19 @@ struct RowSource {
     if (!scale) return x;
     const float factor = scale[row];
     if (BROKEN == Broken::kZero && factor != factor) return make_float4(0.f, 0.f, 0.f, 0.f);
-    return scaled(x, factor);
+    return scaled(x, factor, scale_low[row]);
   }
 };
 
 __device__ inline RowSource unit_queries(const Problem& p, const Sequence& s, int view, int head) {
   const ConstTensor& q = p.inputs.q[view];
+  const std::int64_t row = head * p.shape.batch * p.shape.query_length + s.flat_query;
   return {p.type,
           q.data,
           row_offset(q, s.batch, head, s.first_query),
           q.row_stride,
-          p.query_scale[view] + head * p.shape.batch * p.shape.query_length + s.flat_query,
+          p.query_scale[view] + row,
+          p.query_scale_low[view] + row,
           s.query_length,
           static_cast<int>(p.shape.head_dim),
           p.vector_q[view]};
@@ -60,11 +62,13 @@ __device__ inline RowSource unit_queries(const Problem& p, const Sequence& s, in
 
 __device__ inline RowSource unit_keys(const Problem& p, const Sequence& s, int view, int key_head) {
   const ConstTensor& k = p.inputs.k[view];
+  const std::int64_t row = key_head * p.shape.batch * p.shape.key_length + s.flat_key;
   return {p.type,
           k.data,
           row_offset(k, s.batch, key_head, s.first_key),
           k.row_stride,
-          p.key_scale[view] + key_head * p.shape.batch * p.shape.key_length + s.flat_key,
+          p.key_scale[view] + row,
+          p.key_scale_low[view] + row,
           s.key_length,
           static_cast<int>(p.shape.head_dim),
           p.vector_k[view]};
@@ -73,7 +77,7 @@ __device__ inline RowSource unit_keys(const Problem& p, const Sequence& s, int v
 __device__ inline RowSource values(const Problem& p, const Sequence& s, int key_head) {
   const ConstTensor& v = p.inputs.v;
   return {p.type,  v.data,       row_offset(v, s.batch, key_head, s.first_key), v.row_stride,
-          nullptr, s.key_length, static_cast<int>(p.shape.value_dim),           p.vector_v};
+          nullptr, nullptr,      s.key_length, static_cast<int>(p.shape.value_dim),           p.vector_v};
 }
 
 __device__ inline RowSource output_gradients(const Problem& p, const ConstTensor& d_output, const Sequence& s,
@@ -82,6 +86,7 @@ __device__ inline RowSource output_gradients(const Problem& p, const ConstTensor
           d_output.data,
           row_offset(d_output, s.batch, head, s.first_query),
           d_output.row_stride,
+          nullptr,
           nullptr,
           s.query_length,
           static_cast<int>(p.shape.value_dim),
@@ -115,43 +120,43 @@ __device__ __forceinline__ void accumulate_rows(float (&sums)[4][COLUMNS / 16], 
   for (int inner = 0; inner < kTile; inner += kSliceKeys) {
     load_tile<COLUMNS>(value_tile, kSliceKeys, [&](int row, int column) { return load(inner + row, column); });
     __syncthreads();
-    accumulate_tile<kTile, COLUMNS, Chain::kPerChunk>(sums, weight_tile, inner, value_tile, guarded);
+    accumulate_tile<kTile, COLUMNS>(sums, weight_tile, inner, value_tile, guarded);
     __syncthreads();
   }
 }
 
+__device__ inline double sum_over_columns(double x) {
+#pragma unroll
+  for (int step = 8; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
 // Undoes the L2 norm of a row whose gradient with respect to the unit vector lies in sums (this thread's columns), and
-// stores it: dx = (du - u <u, du>) / |x|, or du / 1e-12 where the norm was clamped.
+// stores it: dx = (du - u <u, du>) / |x|, or du / 1e-12 where the norm was clamped. In double, because du and its
+// projection nearly cancel; for D = 1 the result is exactly 0.
 template <int COLUMNS>
 __device__ __forceinline__ void store_norm_backward(const Problem& p, const RowSource& unit, const Tensor& target,
                                                     std::int64_t start, int row, float* sums) {
   const bool exists = row < unit.rows;
   if (p.normalize) {
-    // The norm is taken anew and divided by: for D = 1 that makes u exactly 1 or -1 and the gradient exactly 0.
-    float u[COLUMNS / 16];
-    float square = 0.f, projection = 0.f;
+    float x[COLUMNS / 16];
+    double square = 0.0, projection = 0.0;
 #pragma unroll
     for (int h = 0; h < COLUMNS / 64; ++h) {
-      *reinterpret_cast<float4*>(u + 4 * h) = unit.unscaled().load(row, 64 * h + 4 * thread_column());
+      *reinterpret_cast<float4*>(x + 4 * h) = unit.unscaled().load(row, 64 * h + 4 * thread_column());
     }
-    // A power of two near the inverse norm keeps the squares in range.
-    const float factor = exists ? unit.scale[row] : 1.f;
-    const float shrink = factor > 1e12f ? 1e12f : exp2f(floorf(log2f(factor)));
 #pragma unroll
     for (int j = 0; j < COLUMNS / 16; ++j) {
-      u[j] *= shrink;
-      square = fmaf(u[j], u[j], square);
+      square += static_cast<double>(x[j]) * x[j];
+      projection += static_cast<double>(x[j]) * sums[j];
     }
-    const float norm = sqrtf(sum_over_columns(square));
-    const bool clamped = factor >= 1e12f;
-#pragma unroll
-    for (int j = 0; j < COLUMNS / 16; ++j) {
-      u[j] = clamped ? 0.f : u[j] / norm;
-      projection = fmaf(u[j], sums[j], projection);
-    }
+    square = sum_over_columns(square);
     projection = sum_over_columns(projection);
+    const float factor = exists ? unit.scale[row] : 1.f;
+    const double inverse = factor < 1e12f ? 1.0 / sqrt(square) : static_cast<double>(factor);
+    const double along = factor < 1e12f ? projection / square : 0.0;
 #pragma unroll
-    for (int j = 0; j < COLUMNS / 16; ++j) sums[j] = (sums[j] - projection * u[j]) * factor;
+    for (int j = 0; j < COLUMNS / 16; ++j) sums[j] = static_cast<float>((sums[j] - along * x[j]) * inverse);
   }
   if (!exists) return;
 #pragma unroll

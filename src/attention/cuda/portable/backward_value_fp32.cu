@@ -46,7 +46,7 @@ __device__ __forceinline__ void run_task(const Problem& p, const BackwardArgumen
         load_thresholds(p, s, head, first_row, threshold);
         TileSums weights;
         clear(weights);
-        score_tile<kTile, kTile, Chain::kPerChunk>(
+        score_tile<kTile, kTile>(
             weights, keys.dim, shared, [&](int row, int d) { return keys.load(first_key + row, d); },
             [&](int column, int d) { return queries.load(first_row + column, d); });
 #pragma unroll

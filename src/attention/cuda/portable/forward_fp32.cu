@@ -67,21 +67,23 @@ __device__ __forceinline__ void weights_of_view(const Problem& p, const Rows& ro
   const ConstTensor& k = p.inputs.k[view];
   const std::int64_t q_start = row_offset(q, s.batch, rows.head, s.first_query);
   const std::int64_t k_start = row_offset(k, s.batch, rows.key_head, s.first_key);
-  const float* q_scale = p.query_scale[view] + rows.head * p.shape.batch * p.shape.query_length + s.flat_query;
-  const float* k_scale = p.key_scale[view] + rows.key_head * p.shape.batch * p.shape.key_length + s.flat_key;
-  score_tile<kRows, kKeys, Chain::kOne>(
+  const std::int64_t q_row = rows.head * p.shape.batch * p.shape.query_length + s.flat_query;
+  const std::int64_t k_row = rows.key_head * p.shape.batch * p.shape.key_length + s.flat_key;
+  const float *q_high = p.query_scale[view] + q_row, *q_low = p.query_scale_low[view] + q_row;
+  const float *k_high = p.key_scale[view] + k_row, *k_low = p.key_scale_low[view] + k_row;
+  score_tile<kRows, kKeys>(
       weights, dim, shared,
       [&](int row, int d) {
         const int query = rows.first + row;
         if (query >= s.query_length || d >= dim) return make_float4(0.f, 0.f, 0.f, 0.f);
         return scaled(load_four(p.type, q.data, q_start + query * q.row_stride + d, dim - d, p.vector_q[view]),
-                      q_scale[query]);
+                      q_high[query], q_low[query]);
       },
       [&](int row, int d) {
         const int key = first_key + row;
         if (key >= s.key_length || d >= dim) return make_float4(0.f, 0.f, 0.f, 0.f);
         return scaled(load_four(p.type, k.data, k_start + key * k.row_stride + d, dim - d, p.vector_k[view]),
-                      k_scale[key]);
+                      k_high[key], k_low[key]);
       });
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -196,7 +198,7 @@ __device__ __forceinline__ void add_values(const Problem& p, const Rows& rows, i
       return load_four(p.type, v.data, v_start + key * v.row_stride + from, columns - from, p.vector_v);
     });
     __syncthreads();
-    accumulate_tile<kRows, COLUMNS, Chain::kOne>(sums, weight_tile, 0, value_tile, guarded);
+    accumulate_tile<kRows, COLUMNS>(sums, weight_tile, 0, value_tile, guarded);
     __syncthreads();
   }
 }

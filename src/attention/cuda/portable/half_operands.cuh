@@ -55,13 +55,13 @@ __device__ inline bool is_regular(const Problem& p, float factor) {
 
 // Rare: makes rows fit for products, in shared memory. A row whose factor is NaN becomes zero (the weights of its pairs
 // carry the NaN, and times zero it stays in its own row of a product); a row that is not regular is scaled by a power
-// of two to a norm near 1, its factor with it. The whole block takes part, or with BY_WARP each warp for itself.
+// of two to a norm near 1, its factor with it. Factors lie `stride` floats apart. The whole block takes part, or with BY_WARP each warp for itself.
 template <class T, int DIM, bool BY_WARP>
-__device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors, int rows) {
+__device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors, int stride, int rows) {
   const int own = BY_WARP ? own_lane() : static_cast<int>(threadIdx.x), threads = BY_WARP ? 32 : kHalfThreads;
 #pragma unroll 1
   for (int i = own; i < rows * DIM; i += threads) {
-    const float factor = factors[i / DIM];
+    const float factor = factors[i / DIM * stride];
     if (factor != factor) {
       tile[i] = T(0.f);
     } else if (!is_regular<T>(p, factor)) {
@@ -71,10 +71,18 @@ __device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors
   BY_WARP ? __syncwarp() : __syncthreads();
 #pragma unroll 1
   for (int r = own; r < rows; r += threads) {
-    const float factor = factors[r];
-    if (!is_regular<T>(p, factor)) factors[r] = scalbnf(factor, -ilogbf(factor));
+    const float factor = factors[r * stride];
+    if (!is_regular<T>(p, factor)) factors[r * stride] = scalbnf(factor, -ilogbf(factor));
   }
   BY_WARP ? __syncwarp() : __syncthreads();
+}
+
+// Whether one of eight excesses is positive or NaN (the NaN of a product has a clear sign bit).
+__device__ __forceinline__ bool any_survives(const float (&low)[4], const float (&high)[4]) {
+  const int first = __vimax3_s32(__float_as_int(low[0]), __float_as_int(low[1]), __float_as_int(low[2]));
+  const int second = __vimax3_s32(__float_as_int(low[3]), __float_as_int(high[0]), __float_as_int(high[1]));
+  const int third = max(__float_as_int(high[2]), __float_as_int(high[3]));
+  return __vimax3_s32(first, second, third) > 0;
 }
 
 // Gradients with respect to unit vectors are products of g with raw rows, whose entries have the size of norm /

@@ -27,13 +27,18 @@ class Arena {
   std::size_t used_ = 0;
 };
 
-void place_scales(const AttentionShape& s, int views, Arena& arena, Problem* problem) {
+// `fp32_kernels`: they run, or may run, and want the low pieces.
+void place_scales(const AttentionShape& s, int views, bool fp32_kernels, Arena& arena, Problem* problem) {
   for (int view = 0; view < views; ++view) {
     float* const query_scale = arena.take<float>(s.query_heads * s.batch * s.query_length);
     float* const key_scale = arena.take<float>(s.key_heads * s.batch * s.key_length);
+    float* const query_low = fp32_kernels ? arena.take<float>(s.query_heads * s.batch * s.query_length) : nullptr;
+    float* const key_low = fp32_kernels ? arena.take<float>(s.key_heads * s.batch * s.key_length) : nullptr;
     if (!problem) continue;
     problem->query_scale[view] = query_scale;
     problem->key_scale[view] = key_scale;
+    problem->query_scale_low[view] = query_low;
+    problem->key_scale_low[view] = key_low;
   }
 }
 
@@ -58,7 +63,7 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   placed.capacity = index.row_tiles * s.query_heads * views + placed.column_slices * s.key_heads;
   placed.counters = arena.take<BackwardCounters>(1);
   placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
-  placed.position_scale = arena.take<double>(longest_key);
+  placed.position_scale = arena.take<float>(longest_key);
   placed.tasks = arena.take<BackwardTask>(kTaskBuckets * placed.capacity);
   if (plan) *plan = placed;
 }
@@ -133,7 +138,7 @@ cudaStream_t stream_of(CudaStream stream) { return static_cast<cudaStream_t>(str
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments*) {
   Arena arena(nullptr);
-  place_scales(shape, options.views, arena, nullptr);
+  place_scales(shape, options.views, true, arena, nullptr);
   place_flag(arena, nullptr);
   return arena.used();
 }
@@ -142,7 +147,7 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
                                      const PackedDocuments* documents) {
   const SurvivorIndexLayout index = survivor_index_layout(shape, documents);
   Arena arena(nullptr);
-  place_scales(shape, options.views, arena, nullptr);
+  place_scales(shape, options.views, !has_half_kernels(shape, options.data_type), arena, nullptr);
   place_parts(shape, options.views, index, arena, nullptr);
   if (has_half_kernels(shape, options.data_type)) place_plan(shape, options.views, index, documents, arena, nullptr);
   return arena.used();
@@ -151,7 +156,7 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
 Status forward(const ForwardCall& call) {
   Problem p = make_problem(call.shape, call.options, call.inputs, call.documents);
   Arena arena(call.workspace);
-  place_scales(call.shape, call.options.views, arena, &p);
+  place_scales(call.shape, call.options.views, true, arena, &p);
   place_flag(arena, &p);
   const cudaStream_t stream = stream_of(call.stream);
   if (has_half_kernels(p.shape, p.type)) {
@@ -215,11 +220,11 @@ Status backward(const BackwardCall& call) {
   p.wide_d_output = readable_by_sixteen_bytes(call.d_output, p.type, call.shape.value_dim);
   BackwardArguments a = make_arguments(call);
   Arena arena(call.workspace);
-  place_scales(call.shape, call.options.views, arena, &p);
+  const bool half = has_half_kernels(p.shape, p.type);
+  place_scales(call.shape, call.options.views, !half, arena, &p);
   const std::size_t parts = arena.used();
   place_parts(call.shape, call.options.views, p.index, arena, &a);
   std::size_t cleared = arena.used();
-  const bool half = has_half_kernels(p.shape, p.type);
   BackwardPlan plan{};
   if (half) {
     place_plan(call.shape, call.options.views, p.index, call.documents, arena, &plan);

@@ -25,6 +25,10 @@ struct Problem {
   // Contiguous (heads, flat rows).
   float* query_scale[2];
   float* key_scale[2];
+  // What the factor's rounding to fp32 left of it, for the fp32 kernels: x scale + x scale_low is the element of the
+  // unit vector to nearly half a unit in the last place. Null where only 16-bit kernels run.
+  float* query_scale_low[2];
+  float* key_scale_low[2];
   // Whether rows may be read four elements at a time, and sixteen bytes at a time without reaching beyond the row.
   bool vector_q[2], vector_k[2], vector_v, vector_d_output;
   bool wide_q[2], wide_k[2], wide_v, wide_d_output;

@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 constexpr int kLanes = 16;  // of one row
 constexpr int kRowsOfBlock = kThreads / kLanes;
 
-__device__ float scale_of_row(DataType type, const void* data, std::int64_t start, int dim, bool vector,
+__device__ double scale_of_row(DataType type, const void* data, std::int64_t start, int dim, bool vector,
                               bool normalize) {
   double sum = 0.0;
   bool finite = true;
@@ -27,8 +27,8 @@ __device__ float scale_of_row(DataType type, const void* data, std::int64_t star
     sum += __shfl_xor_sync(0xffffffffu, sum, step);
     finite = __shfl_xor_sync(0xffffffffu, static_cast<int>(finite), step) != 0 && finite;
   }
-  if (!finite) return CUDART_NAN_F;
-  return normalize ? static_cast<float>(1.0 / fmax(sqrt(sum), 1e-12)) : 1.f;
+  if (!finite) return CUDART_NAN;
+  return normalize ? 1.0 / fmax(sqrt(sum), 1e-12) : 1.0;
 }
 
 // Whether the 16-bit kernels can use a row with this factor: their products of raw rows must not overflow, and g / |x|
@@ -54,11 +54,14 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t head = row / flat_rows, flat = row % flat_rows;
   const ConstTensor& tensor = is_query ? p.inputs.q[view] : p.inputs.k[view];
   const bool vector = is_query ? p.vector_q[view] : p.vector_k[view];
-  const float scale = scale_of_row(p.type, tensor.data, row_offset(tensor, flat / length, head, flat % length),
+  const double exact = scale_of_row(p.type, tensor.data, row_offset(tensor, flat / length, head, flat % length),
                                    static_cast<int>(p.shape.head_dim), vector, p.normalize);
   if (threadIdx.x % kLanes != 0) return;
+  const auto scale = static_cast<float>(exact);
   if (p.irregular && !is_regular(p, scale)) *p.irregular = 1;
   (is_query ? p.query_scale : p.key_scale)[view][row] = scale;
+  float* const low = (is_query ? p.query_scale_low : p.key_scale_low)[view];
+  if (low) low[row] = static_cast<float>(exact - static_cast<double>(scale));
 }
 
 }  // namespace

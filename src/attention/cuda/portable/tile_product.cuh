@@ -32,12 +32,13 @@ __device__ void store_transposed(float* chunk, int row, int d4, float4 value) {
   target[3 * ROWS] = value.w;
 }
 
-// One chain of additions, or one a chunk of the inner dimension: long chains lose digits, more sums cost registers.
-enum class Chain { kOne, kPerChunk };
+// Products are added in chains of this many before they join the sum: one long chain would lose digits, and a sum in
+// fp32 is compared with fp32 sums of other shapes (docs/experiments/2026-11-22-portable-cuda-kernels.md).
+constexpr int kChain = 8;
 
 // sums[i][j] += sum_d A[row i][d] B[column j][d] for d < depth. load_a(row, d) and load_b(column, d) return the
 // elements d .. d + 3 as float4, zero where there is none. All threads of the block call it; it ends with a barrier.
-template <int ROWS, int COLUMNS, Chain CHAIN, class LoadA, class LoadB>
+template <int ROWS, int COLUMNS, class LoadA, class LoadB>
 __device__ __forceinline__ void score_tile(float (&sums)[ROWS / 16][COLUMNS / 16], int depth, float* shared,
                                            LoadA load_a, LoadB load_b) {
   constexpr int kLoadsA = ROWS / 32, kLoadsB = COLUMNS / 32;
@@ -60,37 +61,35 @@ __device__ __forceinline__ void score_tile(float (&sums)[ROWS / 16][COLUMNS / 16
     for (int n = 0; n < kLoadsB; ++n) store_transposed<COLUMNS>(chunk_b, load_row + 32 * n, d4, b_next[n]);
     __syncthreads();
     if (d0 + kDepthChunk < depth) fetch(d0 + kDepthChunk);
-    float partial[ROWS / 16][COLUMNS / 16];
+#pragma unroll 1
+    for (int first = 0; first < kDepthChunk; first += kChain) {
+      float partial[ROWS / 16][COLUMNS / 16] = {};
+#pragma unroll 2
+      for (int n = 0; n < kChain; ++n) {
+        const int d = first + n, swizzle = (d / 4) * 4;
+        float a[ROWS / 16], b[COLUMNS / 16];
 #pragma unroll
-    for (int i = 0; i < ROWS / 16; ++i) {
+        for (int h = 0; h < ROWS / 64; ++h) {
+          *reinterpret_cast<float4*>(a + 4 * h) =
+              *reinterpret_cast<const float4*>(chunk_a + d * ROWS + ((64 * h + row) ^ swizzle));
+        }
 #pragma unroll
-      for (int j = 0; j < COLUMNS / 16; ++j) partial[i][j] = CHAIN == Chain::kOne ? sums[i][j] : 0.f;
-    }
-#pragma unroll 8
-    for (int d = 0; d < kDepthChunk; ++d) {
-      const int swizzle = (d / 4) * 4;
-      float a[ROWS / 16], b[COLUMNS / 16];
+        for (int h = 0; h < COLUMNS / 64; ++h) {
+          *reinterpret_cast<float4*>(b + 4 * h) =
+              *reinterpret_cast<const float4*>(chunk_b + d * COLUMNS + ((64 * h + column) ^ swizzle));
+        }
 #pragma unroll
-      for (int h = 0; h < ROWS / 64; ++h) {
-        *reinterpret_cast<float4*>(a + 4 * h) =
-            *reinterpret_cast<const float4*>(chunk_a + d * ROWS + ((64 * h + row) ^ swizzle));
-      }
+        for (int i = 0; i < ROWS / 16; ++i) {
 #pragma unroll
-      for (int h = 0; h < COLUMNS / 64; ++h) {
-        *reinterpret_cast<float4*>(b + 4 * h) =
-            *reinterpret_cast<const float4*>(chunk_b + d * COLUMNS + ((64 * h + column) ^ swizzle));
+          for (int j = 0; j < COLUMNS / 16; ++j) {
+            partial[i][j] = fmaf(a[i], b[j], partial[i][j]);
+          }
+        }
       }
 #pragma unroll
       for (int i = 0; i < ROWS / 16; ++i) {
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 16; ++j) partial[i][j] = fmaf(a[i], b[j], partial[i][j]);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < ROWS / 16; ++i) {
-#pragma unroll
-      for (int j = 0; j < COLUMNS / 16; ++j) {
-        sums[i][j] = CHAIN == Chain::kOne ? partial[i][j] : sums[i][j] + partial[i][j];
+        for (int j = 0; j < COLUMNS / 16; ++j) sums[i][j] += partial[i][j];
       }
     }
     __syncthreads();
@@ -106,40 +105,37 @@ __device__ __forceinline__ int weight_slot(int k, int row) {
 
 // sums[i][j] += sum_k W[k][row i] Z[k][column j] for first_k <= k < first_k + 16. W holds all k (weight_slot), Z the 16
 // rows of COLUMNS floats. `guarded` skips zero weights, so that a NaN in Z reaches only the rows that use it.
-template <int ROWS, int COLUMNS, Chain CHAIN>
+template <int ROWS, int COLUMNS>
 __device__ __forceinline__ void accumulate_tile(float (&sums)[ROWS / 16][COLUMNS / 16], const float* weights,
                                                 int first_k, const float* values, bool guarded) {
   const int row = thread_row() * 4, column = thread_column() * 4;
-  float partial[ROWS / 16][COLUMNS / 16];
+#pragma unroll 1
+  for (int first = 0; first < 16; first += kChain) {
+    float partial[ROWS / 16][COLUMNS / 16] = {};
+#pragma unroll 2
+    for (int n = 0; n < kChain; ++n) {
+      const int k = first + n;
+      float w[ROWS / 16], z[COLUMNS / 16];
 #pragma unroll
-  for (int i = 0; i < ROWS / 16; ++i) {
+      for (int h = 0; h < ROWS / 64; ++h) {
+        *reinterpret_cast<float4*>(w + 4 * h) =
+            *reinterpret_cast<const float4*>(weights + weight_slot<ROWS>(first_k + k, 64 * h + row));
+      }
 #pragma unroll
-    for (int j = 0; j < COLUMNS / 16; ++j) partial[i][j] = CHAIN == Chain::kOne ? sums[i][j] : 0.f;
-  }
-#pragma unroll 4
-  for (int k = 0; k < 16; ++k) {
-    float w[ROWS / 16], z[COLUMNS / 16];
+      for (int h = 0; h < COLUMNS / 64; ++h) {
+        *reinterpret_cast<float4*>(z + 4 * h) = *reinterpret_cast<const float4*>(values + k * COLUMNS + 64 * h + column);
+      }
 #pragma unroll
-    for (int h = 0; h < ROWS / 64; ++h) {
-      *reinterpret_cast<float4*>(w + 4 * h) =
-          *reinterpret_cast<const float4*>(weights + weight_slot<ROWS>(first_k + k, 64 * h + row));
-    }
+      for (int i = 0; i < ROWS / 16; ++i) {
+        if (guarded && w[i] == 0.f) continue;
 #pragma unroll
-    for (int h = 0; h < COLUMNS / 64; ++h) {
-      *reinterpret_cast<float4*>(z + 4 * h) = *reinterpret_cast<const float4*>(values + k * COLUMNS + 64 * h + column);
+        for (int j = 0; j < COLUMNS / 16; ++j) partial[i][j] = fmaf(w[i], z[j], partial[i][j]);
+      }
     }
 #pragma unroll
     for (int i = 0; i < ROWS / 16; ++i) {
-      if (guarded && w[i] == 0.f) continue;
 #pragma unroll
-      for (int j = 0; j < COLUMNS / 16; ++j) partial[i][j] = fmaf(w[i], z[j], partial[i][j]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < ROWS / 16; ++i) {
-#pragma unroll
-    for (int j = 0; j < COLUMNS / 16; ++j) {
-      sums[i][j] = CHAIN == Chain::kOne ? partial[i][j] : sums[i][j] + partial[i][j];
+      for (int j = 0; j < COLUMNS / 16; ++j) sums[i][j] += partial[i][j];
     }
   }
 }
@@ -151,12 +147,6 @@ __device__ __forceinline__ void load_tile(float* shared, int rows, Load load) {
     const int row = unit / (COLUMNS / 4), column = unit % (COLUMNS / 4) * 4;
     *reinterpret_cast<float4*>(shared + row * COLUMNS + column) = load(row, column);
   }
-}
-
-// The sum over the 16 threads of a row, in a fixed order.
-__device__ inline float sum_over_columns(float x) {
-  for (int step = 8; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
 }
 
 }  // namespace tda::cuda::portable
