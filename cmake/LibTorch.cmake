@@ -1,8 +1,8 @@
 # The imported target `tda::libtorch`: headers and libraries of the PyTorch wheel that belongs to TDA_PYTHON.
 #
 # The wheel's own TorchConfig.cmake is not used: for a CUDA build of PyTorch it insists on a full CUDA toolkit even when
-# nothing here compiles CUDA, and it overrides the architecture flags of the project. Only the CPU libraries are linked
-# unless TDA_WITH_CUDA is set.
+# nothing here compiles CUDA, and it overrides the architecture flags of the project. Only the CPU libraries are linked;
+# a program that meets a GPU opens libtorch_cuda.so then (src/lm/training/training_device.cpp).
 
 if(NOT TDA_PYTHON)
   if(SKBUILD AND Python_EXECUTABLE)
@@ -33,6 +33,12 @@ if(NOT _torch_query EQUAL 0 OR NOT EXISTS "${TDA_TORCH_ROOT}/lib/libtorch_cpu.so
     "HINT: install it with '${TDA_PYTHON} -m pip install torch==2.11.0', or pass -DTDA_PYTHON=/path/to/python")
 endif()
 message(STATUS "LibTorch: ${TDA_TORCH_ROOT}")
+
+# Whether floors 2 and 3 can serve CUDA tensors: our kernels and those of PyTorch are there.
+set(TDA_TORCH_CUDA OFF)
+if(TDA_WITH_CUDA AND EXISTS "${TDA_TORCH_ROOT}/lib/libtorch_cuda.so")
+  set(TDA_TORCH_CUDA ON)
+endif()
 
 add_library(tda_libtorch INTERFACE)
 add_library(tda::libtorch ALIAS tda_libtorch)

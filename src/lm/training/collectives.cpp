@@ -2,18 +2,14 @@
 
 #include <c10/util/Logging.h>
 
+#include <dlfcn.h>
+
 #include <cstdlib>
 
 #define USE_C10D_GLOO
-#ifdef TDA_WITH_NCCL
-#define USE_C10D_NCCL
-#endif
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
-#ifdef TDA_WITH_NCCL
-#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
-#endif
 
 namespace tda {
 namespace {
@@ -38,6 +34,15 @@ auto with_one_line(Function&& function) {
 void keep_c10d_quiet() {
   ::setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
   c10::initLogging();
+}
+
+// nccl_backend.cpp, or null where it was not built.
+using NcclCreator = c10d::Backend* (*)(const c10::intrusive_ptr<c10d::Store>&, int, int, c10::Device,
+                                       std::chrono::milliseconds);
+
+NcclCreator nccl_creator() {
+  void* const module = ::dlopen("libtda_nccl.so", RTLD_NOW | RTLD_LOCAL);
+  return module == nullptr ? nullptr : reinterpret_cast<NcclCreator>(::dlsym(module, "tda_create_nccl_backend"));
 }
 
 Collectives::Wait waiter(c10::intrusive_ptr<c10d::Work> work) {
@@ -96,28 +101,18 @@ Collectives::Collectives(KeyValueStore& store, const LaunchEnvironment& launch, 
       return c10::make_intrusive<c10d::ProcessGroupGloo>(keys, launch.rank, launch.world_size,
                                                          c10d::ProcessGroupGloo::Options::create_default(timeout));
     }
-#ifdef TDA_WITH_NCCL
     if (backend == "nccl") {
-      const auto options = c10d::ProcessGroupNCCL::Options::create();
-      options->timeout = timeout;
-      auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(keys, launch.rank, launch.world_size, options);
-      group->setBoundDeviceId(device);
-      return group;
+      const c10::intrusive_ptr<c10d::Store> store_of_job = keys;
+      return c10::intrusive_ptr<c10d::Backend>::reclaim(
+          nccl_creator()(store_of_job, launch.rank, launch.world_size, device, timeout));
     }
-#endif
     throw CollectiveError("no collectives called " + backend + " on " + device.str());
   });
 }
 
 Collectives::~Collectives() = default;
 
-bool Collectives::has_nccl() {
-#ifdef TDA_WITH_NCCL
-  return true;
-#else
-  return false;
-#endif
-}
+bool Collectives::has_nccl() { return nccl_creator() != nullptr; }
 
 Collectives::Wait Collectives::start_all_reduce(const at::Tensor& tensor) {
   std::vector<at::Tensor> tensors = {tensor};

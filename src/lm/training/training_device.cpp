@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <cstdlib>
@@ -12,11 +13,18 @@
 namespace tda {
 namespace {
 
-#ifdef TDA_WITH_CUDA
+#ifdef TDA_TORCH_CUDA
 constexpr bool kBuiltWithCuda = true;
 #else
 constexpr bool kBuiltWithCuda = false;
 #endif
+
+// PyTorch's CUDA half is opened here, not linked: loading it takes a second that runs on a CPU need not spend. Must
+// come before the first question to PyTorch about CUDA, whose answer it keeps.
+bool open_cuda() {
+  if (!kBuiltWithCuda || ::dlopen("libcuda.so.1", RTLD_LAZY) == nullptr) return false;  // no driver
+  return ::dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL) != nullptr && at::globalContext().hasCUDA();
+}
 
 at::Device choose_gpu(int local_rank) {
   const c10::impl::VirtualGuardImpl driver(at::kCUDA);
@@ -34,8 +42,7 @@ at::Device choose_gpu(int local_rank) {
 
 at::Device choose_training_device(const std::string& name, int local_rank) {
   if (name == "cpu") return at::kCPU;
-  const bool available = kBuiltWithCuda && at::globalContext().hasCUDA();
-  if (available) return choose_gpu(local_rank);
+  if (open_cuda()) return choose_gpu(local_rank);
   if (name == "auto") return at::kCPU;
   if (!kBuiltWithCuda) {
     throw Error("train.device is cuda, but this program was built without CUDA kernels",

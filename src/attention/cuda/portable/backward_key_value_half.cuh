@@ -78,12 +78,16 @@ __device__ __forceinline__ void add_strip(const Problem& p, typename ColumnTaskP
   const std::uint32_t g[4] = {
       rounded_pair<T>(d_weights[0][0], d_weights[0][1]), rounded_pair<T>(d_weights[0][2], d_weights[0][3]),
       rounded_pair<T>(d_weights[1][0], d_weights[1][1]), rounded_pair<T>(d_weights[1][2], d_weights[1][3])};
-  multiply_columns<T, DIM>(sums.dk, g, own.q, first, false, lane);
+  multiply_columns<T, DIM>(sums.dk, g, own.q, first, lane);
   const std::uint32_t w[4] = {
       rounded_pair<T>(weights[0][0], weights[0][1]), rounded_pair<T>(weights[0][2], weights[0][3]),
       rounded_pair<T>(weights[1][0], weights[1][1]), rounded_pair<T>(weights[1][2], weights[1][3])};
-  multiply_columns<T, DIM>(sums.dv, w, own.d_output, strip * 16, head.guarded, lane);
-  if (head.guarded) add_spoiled_products<T, DIM>(sums.dv, weights[0], weights[1], own.d_output, strip * 16);
+  if (!head.guarded) {
+    multiply_columns<T, DIM>(sums.dv, w, own.d_output, strip * 16, lane);
+  } else {
+    multiply_columns<T, DIM, true>(sums.dv, w, own.d_output, strip * 16, lane);
+    add_spoiled_products<T, DIM>(sums.dv, weights[0], weights[1], own.d_output, strip * 16);
+  }
 }
 
 // 32 rows of a unit, rows `first` .. of it; `first_row` is the unit's in the sequence.
@@ -277,8 +281,8 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
       if (target.data && guarded == 0) {
         if (shared_column) add_over_warps<T, DIM>(shared, sums.dk);
         if (stores) {
-          store_half_gradient<T, DIM>(p.normalize, own.k, k_factors, keys, first_key, 0, 1.f / kWeightScale<DIM>,
-                                      target, row_offset(target, s.batch, key_head, s.first_key), a.pairs_dk[view],
+          store_half_gradient<T, DIM>(p.normalize, own.k, own.key_factor, k_factors, keys, first_key, 0,
+                                      1.f / kWeightScale<DIM>, target, row_offset(target, s.batch, key_head, s.first_key), a.pairs_dk[view],
                                       sums.dk);
         }
       }

@@ -16,25 +16,6 @@ constexpr int kPlanThreads = kPlanWarps * 32;
 constexpr int kLanesPerRow = 8;
 constexpr int kRowsPerPass = 32 / kLanesPerRow;
 
-// Eight elements of a row from `first`, zeros behind its end.
-template <class T>
-__device__ __forceinline__ void load_eight(const HalfRows& rows, int row, int first, float (&x)[8]) {
-  const T* const from = static_cast<const T*>(rows.data) + rows.start + row * rows.row_stride + first;
-  if (rows.vector && first + 8 <= rows.dim) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(from);
-    const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 pair = load_pair(reinterpret_cast<const T*>(&words[i]));
-      x[2 * i] = pair.x;
-      x[2 * i + 1] = pair.y;
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = first + i < rows.dim ? static_cast<float>(from[i]) : 0.f;
-}
-
 template <class Sum>
 __device__ __forceinline__ Sum sum_over_lanes(Sum x) {
 #pragma unroll
@@ -42,40 +23,73 @@ __device__ __forceinline__ Sum sum_over_lanes(Sum x) {
   return x;
 }
 
-// 1 / max(|x|, 1e-12) of a row that eight lanes share, or 1 without normalization; NaN when the row is not finite.
-template <class T>
-__device__ float factor_of_row(const HalfRows& rows, int row, bool exists, bool normalize) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanesPerRow;
-  float x[8], square = 0.f;
-  for (int first = lane * 8; exists && first < rows.dim; first += kLanesPerRow * 8) {
-    load_eight<T>(rows, row, first, x);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) square = fmaf(x[i], x[i], square);
-  }
-  square = sum_over_lanes(square);
-  if (square > 1e-30f && square < 1e30f) return normalize ? 1.f / sqrtf(square) : 1.f;
-  // Beyond fp32's comfort, or zero, or not finite: once more in double.
-  double exact = 0.0;
-  for (int first = lane * 8; exists && first < rows.dim; first += kLanesPerRow * 8) {
-    load_eight<T>(rows, row, first, x);
-    for (int i = 0; i < 8; ++i) exact = fma(static_cast<double>(x[i]), static_cast<double>(x[i]), exact);
-  }
-  exact = sum_over_lanes(exact);
-  if (!isfinite(exact)) return CUDART_NAN_F;
-  return normalize ? static_cast<float>(1.0 / fmax(sqrt(exact), 1e-12)) : 1.f;
+__device__ __forceinline__ float factor_of_square(float square, bool normalize) {
+  return normalize ? 1.f / sqrtf(square) : 1.f;
 }
 
-// Factors of rows first .. first + COUNT - 1 of a sequence, by one warp.
+// 1 / max(|x|, 1e-12) of a row that eight lanes share, or 1 without normalization; NaN when the row is not finite. For
+// any row, one element at a time in double.
+template <class T>
+__device__ __noinline__ float factor_of_any_row(const T* row, int dim, bool normalize) {
+  double square = 0.0;
+#pragma unroll 1
+  for (int d = static_cast<int>(threadIdx.x) % kLanesPerRow; d < dim; d += kLanesPerRow) {
+    const auto x = static_cast<double>(static_cast<float>(row[d]));
+    square = fma(x, x, square);
+  }
+  square = sum_over_lanes(square);
+  if (!isfinite(square)) return CUDART_NAN_F;
+  return normalize ? static_cast<float>(1.0 / fmax(sqrt(square), 1e-12)) : 1.f;
+}
+
+// Factors of rows first .. first + COUNT - 1 of a sequence, by one warp. Rows of up to 128 elements that can be read
+// sixteen bytes at a time are all under way before the first is used.
 template <class T, int COUNT>
 __device__ void write_factors(const Problem& p, const HalfRows& rows, int first, float* factors) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 4
-  for (int n = 0; n < COUNT; n += kRowsPerPass) {
-    const int row = first + n + lane / kLanesPerRow;
-    const bool exists = row < rows.rows;
-    // The shuffles inside need all lanes; rows behind the end are computed from nothing and dropped.
-    const float factor = factor_of_row<T>(rows, exists ? row : 0, exists, p.normalize);
-    if (exists && lane % kLanesPerRow == 0) factors[row] = factor;
+  constexpr int kPasses = COUNT / kRowsPerPass < 8 ? COUNT / kRowsPerPass : 8;
+  const int lane = own_lane(), chunk = lane % kLanesPerRow;
+  const T* const data = static_cast<const T*>(rows.data) + rows.start;
+#pragma unroll 1
+  for (int begin = first + lane / kLanesPerRow; begin < first + COUNT; begin += kPasses * kRowsPerPass) {
+    float square[kPasses] = {};
+    if (rows.vector) {
+      uint4 raw[kPasses][2];
+#pragma unroll
+      for (int n = 0; n < kPasses; ++n) {
+        const int row = begin + n * kRowsPerPass;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int column = (chunk + half * kLanesPerRow) * 8;
+          raw[n][half] = row < rows.rows && column < rows.dim
+                             ? *reinterpret_cast<const uint4*>(data + row * rows.row_stride + column)
+                             : make_uint4(0, 0, 0, 0);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kPasses; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const std::uint32_t words[4] = {raw[n][half].x, raw[n][half].y, raw[n][half].z, raw[n][half].w};
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float2 x = load_pair(reinterpret_cast<const T*>(&words[i]));
+            square[n] = fmaf(x.x, x.x, fmaf(x.y, x.y, square[n]));
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kPasses; ++n) {
+      const int row = begin + n * kRowsPerPass;
+      const bool exists = row < rows.rows;
+      square[n] = sum_over_lanes(square[n]);
+      float factor = factor_of_square(square[n], p.normalize);
+      // Beyond fp32's comfort, zero, not finite, or not read yet.
+      if (__any_sync(0xffffffffu, exists && !(square[n] > 1e-30f && square[n] < 1e30f))) {
+        factor = factor_of_any_row(data + (exists ? row : 0) * rows.row_stride, rows.dim, p.normalize);
+      }
+      if (exists && chunk == 0) factors[row] = factor;
+    }
   }
 }
 

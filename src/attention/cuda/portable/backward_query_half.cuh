@@ -175,7 +175,7 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
 
   if (a.outputs.dq[view].data) {
     const Tensor& target = a.outputs.dq[view];
-    store_half_gradient<T, DIM>(p.normalize, shared.q, q_factors + first_row, queries, first_row, warp_row,
+    store_half_gradient<T, DIM>(p.normalize, shared.q, shared.query_factor, q_factors + first_row, queries, first_row, warp_row,
                                 1.f / kWeightScale<DIM>, target, row_offset(target, s.batch, head, s.first_query),
                                 a.pairs_dq[view], dq);
   }

@@ -144,7 +144,11 @@ __device__ __forceinline__ void add_values(const T* values, unsigned slices, flo
     const std::uint32_t w[4] = {
         rounded_pair<T>(low[0] * scale, low[1] * scale), rounded_pair<T>(low[2] * scale, low[3] * scale),
         rounded_pair<T>(high[0] * scale, high[1] * scale), rounded_pair<T>(high[2] * scale, high[3] * scale)};
-    multiply_columns<T, VALUE>(sums, w, values, slice * kSliceKeys, guarded);
+    if (guarded) {
+      multiply_columns<T, VALUE, true>(sums, w, values, slice * kSliceKeys);
+    } else {
+      multiply_columns<T, VALUE>(sums, w, values, slice * kSliceKeys);
+    }
     if (guarded) add_spoiled_products<T, VALUE>(sums, low, high, values, slice * kSliceKeys);
   }
 }

@@ -52,11 +52,20 @@ __device__ __forceinline__ void load_rows(T* tile, const HalfRows& source, int o
   }
   const int chunk = own % kChunks, r = own / kChunks;
   from += r * source.row_stride + chunk * 8;
-  const int left = chunk * 8 < source.dim ? source.rows - first - r : 0;
+  const std::int64_t step = kRowsAtOnce * source.row_stride;
+  if (source.dim == DIM && first + ROWS <= source.rows) {  // every chunk exists
 #pragma unroll
+    for (int n = 0; n < ROWS / kRowsAtOnce; ++n) {
+      copy_async(tile + half_slot<DIM>(r + n * kRowsAtOnce, chunk), from, true);
+      from += step;
+    }
+    return;
+  }
+  const int left = chunk * 8 < source.dim ? source.rows - first - r : 0;
+#pragma unroll 1
   for (int n = 0; n < ROWS / kRowsAtOnce; ++n) {
     copy_async(tile + half_slot<DIM>(r + n * kRowsAtOnce, chunk), from, n * kRowsAtOnce < left);
-    from += kRowsAtOnce * source.row_stride;
+    from += step;
   }
 }
 
@@ -112,17 +121,16 @@ __device__ inline std::uint32_t finite_pair(std::uint32_t pair) {
 }
 
 // sums[n] += A (16 x 16, the fragment) times rows first_row .. + 15 of B: sums tile n covers columns 8 n of B.
-// `finite_only` takes elements of B that are not finite for 0.
-template <class T, int DIM>
+// FINITE_ONLY takes elements of B that are not finite for 0.
+template <class T, int DIM, bool FINITE_ONLY = false>
 __device__ __forceinline__ void multiply_columns(float (&sums)[DIM / 8][4], const std::uint32_t (&a)[4],
-                                                 const T* b_tile, int first_row, bool finite_only = false,
-                                                 int lane = own_lane()) {
+                                                 const T* b_tile, int first_row, int lane = own_lane()) {
 #pragma unroll
   for (int n = 0; n < DIM / 8; n += 2) {
     std::uint32_t b[4];
     // Transposed on the way: (rows 0-7, columns 0-7), (rows 8-15, columns 0-7), then columns 8-15.
     load_matrices_transposed(b, b_tile + half_slot<DIM>(first_row + lane % 16, n + lane / 16));
-    if (finite_only) {
+    if constexpr (FINITE_ONLY) {
 #pragma unroll
       for (int m = 0; m < 4; ++m) b[m] = finite_pair<T>(b[m]);
     }
@@ -131,7 +139,7 @@ __device__ __forceinline__ void multiply_columns(float (&sums)[DIM / 8][4], cons
   }
 }
 
-// The other half of multiply_columns with finite_only: adds the products of elements of B that are not finite with
+// The other half of multiply_columns with FINITE_ONLY: adds the products of elements of B that are not finite with
 // weights that are not 0, so that a NaN in B reaches only rows that use it, and the others come out the same to the
 // bit. weights: two tiles of sums, columns 0-7 and 8-15. Slow, and rare.
 template <class T, int DIM>
@@ -157,13 +165,6 @@ __device__ void add_spoiled_products(float (&sums)[DIM / 8][4], const float (&lo
       }
     }
   }
-}
-
-// x / norm for a norm that is positive and finite, correctly rounded for |x| <= norm (one step of Newton's method on the
-// quotient), without the special cases of the general division.
-__device__ __forceinline__ float quotient(float x, float norm, float inverse) {
-  const float estimate = x * inverse;
-  return fmaf(fmaf(-norm, estimate, x), inverse, estimate);
 }
 
 // The sum over the four lanes that share a row of the sums.
@@ -200,47 +201,39 @@ __device__ __forceinline__ void store_sums(T* row, const float (&sums)[DIM / 8][
 }
 
 // Undoes the L2 norm of 16 rows, the tile's rows first_tile_row .. + 15, whose gradients with respect to the unit
-// vectors lie in `sums` (times `unscale`), and stores them. `tile` holds the rows, raw or times a power of two,
-// `factors` 1 / max(|x|, 1e-12) of the raw rows; both, and `first_row` of the sequence, belong to the tile's row 0.
+// vectors lie in `sums` (times `unscale`), and stores them. `tile` holds the rows, raw or times a power of two, and
+// `tile_factors` what makes them unit vectors (0 where the norm was clamped); `factors` are 1 / max(|x|, 1e-12) of the
+// raw rows. All three, and `first_row` of the sequence, belong to the tile's row 0.
 template <class T, int DIM>
-__device__ __forceinline__ void store_half_gradient(bool normalize, const T* tile, const float* factors,
-                                                    const HalfRows& rows, int first_row, int first_tile_row,
-                                                    float unscale, const Tensor& target, std::int64_t start, bool pairs,
-                                                    float (&sums)[DIM / 8][4]) {
+__device__ __forceinline__ void store_half_gradient(bool normalize, const T* tile, const float* tile_factors,
+                                                    const float* factors, const HalfRows& rows, int first_row,
+                                                    int first_tile_row, float unscale, const Tensor& target,
+                                                    std::int64_t start, bool pairs, float (&sums)[DIM / 8][4]) {
   const int lane = own_lane(), g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = first_tile_row + g + 8 * half;
     const bool exists = first_row + r < rows.rows;
-    const float factor = exists ? factors[r] : 1.f;
-    float x[DIM / 8][2], square = 0.f;
+    const float factor = unscale * (exists ? factors[r] : 0.f);
+    float along = 0.f;
+    if (normalize) {
+      // dx = (du - u <u, du>) / |x| with u = x f: the part along x is x f^2 <x, du>. A row of one element has nothing
+      // else: its gradient is 0, to the bit.
+      const float unit = tile_factors[r];
 #pragma unroll
-    for (int n = 0; n < DIM / 8; ++n) {
-      const float2 pair = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
-      x[n][0] = pair.x;
-      x[n][1] = pair.y;
-      square = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, square));
-    }
-    const float norm = sqrtf(sum_over_quad(square));
-    // dx = (du - u <u, du>) / |x|; a clamped norm leaves du / 1e-12.
-    const bool project = normalize && factor < 1e12f && norm > 0.f;
-    const float inverse = 1.f / norm;
-    float projection = 0.f;
-#pragma unroll
-    for (int n = 0; n < DIM / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        sums[n][2 * half + e] *= unscale;
-        x[n][e] = project ? quotient(x[n][e], norm, inverse) : 0.f;
-        projection = fmaf(x[n][e], sums[n][2 * half + e], projection);
+      for (int n = 0; n < DIM / 8; ++n) {
+        const float2 x = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
+        along = fmaf(x.x, sums[n][2 * half], fmaf(x.y, sums[n][2 * half + 1], along));
       }
+      along = sum_over_quad(along) * unit * unit;
+      if (rows.dim == 1 && unit > 0.f) along = sums[0][2 * half] = 0.f;
     }
-    projection = sum_over_quad(projection);
     if (!exists) continue;
 #pragma unroll
     for (int n = 0; n < DIM / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) sums[n][2 * half + e] = (sums[n][2 * half + e] - projection * x[n][e]) * factor;
+      const float2 x = load_pair(tile + half_slot<DIM>(r, n) + 2 * t);
+      sums[n][2 * half] = fmaf(-along, x.x, sums[n][2 * half]) * factor;
+      sums[n][2 * half + 1] = fmaf(-along, x.y, sums[n][2 * half + 1]) * factor;
     }
     store_sums<T, DIM>(static_cast<T*>(target.data) + start + (first_row + r) * target.row_stride, sums, half, rows.dim,
                        pairs);
