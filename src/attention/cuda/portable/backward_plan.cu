@@ -111,13 +111,13 @@ __device__ void write_zeros(const Tensor& target, std::int64_t start, int first,
 }
 
 // By one lane.
-__device__ void list_task(const BackwardPlan& plan, int live, const BackwardTask& task) {
+__device__ void list_task(const TaskList& list, int live, bool by_warp, const BackwardTask& task) {
   const int bucket = min(kTaskBuckets - 1, 31 - __clz(live));
-  BackwardTask* const list = plan.tasks + bucket * plan.capacity;
-  if (task.view == kColumnTask && live < kWarpTaskSlices) {
-    list[plan.capacity - 1 - atomicAdd(&plan.counters->warp_tasks[bucket], 1u)] = task;
+  BackwardTask* const tasks = list.tasks + bucket * list.capacity;
+  if (by_warp) {
+    tasks[list.capacity - 1 - atomicAdd(&list.counters->warp_tasks[bucket], 1u)] = task;
   } else {
-    list[atomicAdd(&plan.counters->block_tasks[bucket], 1u)] = task;
+    tasks[atomicAdd(&list.counters->block_tasks[bucket], 1u)] = task;
   }
 }
 
@@ -144,7 +144,7 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
   // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.
   const bool wanted = a.outputs.dq[view].data || a.dbeta_parts || (view == 1 && a.dlambda_parts);
   if (lane == 0 && wanted) {
-    list_task(plan, live,
+    list_task(plan.row_tasks, live, false,
               {static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
                static_cast<std::uint32_t>(tile), static_cast<std::uint32_t>(view)});
   }
@@ -214,9 +214,9 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
       write_factors<T, kSliceKeys>(p, half_keys(p, s, view, key_head), first_key, key_factors(p, s, view, key_head));
     }
     if (threadIdx.x % 32 == 0 && wanted) {
-      list_task(plan, count[b],
+      list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices,
                 {static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
-                 static_cast<std::uint32_t>(slice), kColumnTask});
+                 static_cast<std::uint32_t>(slice), 0});
     }
   }
 }

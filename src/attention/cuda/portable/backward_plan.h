@@ -16,15 +16,24 @@ struct BackwardArguments;
 // and dv). Tasks without a survivor are not listed: the plan has written their zeros.
 struct BackwardTask {
   std::uint32_t sequence, head, tile;  // row tile, or slice of 16 keys
-  std::uint32_t view;                  // of a row task, or kColumnTask
+  std::uint32_t view;                  // of a row task
 };
-constexpr std::uint32_t kColumnTask = 0xffffffffu;
 constexpr int kTaskBuckets = 8;      // by the logarithm of the number of live slices
 constexpr int kWarpTaskSlices = 16;  // columns with fewer live slices are done by one warp each
 
+// Tasks of one kernel: those for a whole block, and those for one warp.
+struct TaskCounters {
+  std::uint32_t block_tasks[kTaskBuckets], warp_tasks[kTaskBuckets], claims;
+};
+
 struct BackwardCounters {
-  std::uint32_t block_tasks[kTaskBuckets], warp_tasks[kTaskBuckets];
-  std::uint32_t claims;
+  TaskCounters rows, columns;
+};
+
+struct TaskList {
+  BackwardTask* tasks;     // (kTaskBuckets, capacity): block tasks from the front, warp tasks from the back
+  std::int64_t capacity;   // of one bucket
+  TaskCounters* counters;  // 0 before the plan
 };
 
 struct BackwardPlan {
@@ -32,10 +41,8 @@ struct BackwardPlan {
   std::uint32_t* columns;
   std::int64_t column_slices;    // of all sequences
   std::int64_t words_per_slice;  // of 32 row tiles
-  float* position_scale;        // c_n of every position (tda/attention.h)
-  BackwardTask* tasks;           // (kTaskBuckets, capacity): block tasks from the front, warp tasks from the back
-  std::int64_t capacity;
-  BackwardCounters* counters;  // 0 before the plan
+  float* position_scale;         // c_n of every position (tda/attention.h)
+  TaskList row_tasks, column_tasks;
 
   // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
   TDA_HOST_DEVICE static std::int64_t first_slice(bool packed, std::int64_t sequence, std::int64_t first_key,
@@ -52,8 +59,10 @@ struct BackwardPlan {
 cudaError_t launch_backward_plan(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
                                  cudaStream_t stream);
 
-// Works the tasks off: dq, the row tiles' shares of dbeta and dlambda, dk and dv.
-cudaError_t launch_backward_half(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
-                                 cudaStream_t stream);
+// Work the tasks off: dq and the row tiles' shares of dbeta and dlambda; dk and dv.
+cudaError_t launch_backward_query_half(const Problem& problem, const BackwardArguments& arguments,
+                                       const BackwardPlan& plan, cudaStream_t stream);
+cudaError_t launch_backward_key_value_half(const Problem& problem, const BackwardArguments& arguments,
+                                           const BackwardPlan& plan, cudaStream_t stream);
 
 }  // namespace tda::cuda::portable

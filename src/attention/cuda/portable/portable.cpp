@@ -60,11 +60,14 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   BackwardPlan placed{};
   placed.column_slices = BackwardPlan::first_slice(documents != nullptr, sequences, s.key_length, s.key_length);
   placed.words_per_slice = (longest_query + kSliceRows * 32 - 1) / (kSliceRows * 32);
-  placed.capacity = index.row_tiles * s.query_heads * views + placed.column_slices * s.key_heads;
-  placed.counters = arena.take<BackwardCounters>(1);
+  BackwardCounters* const counters = arena.take<BackwardCounters>(1);
   placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
   placed.position_scale = arena.take<float>(longest_key);
-  placed.tasks = arena.take<BackwardTask>(kTaskBuckets * placed.capacity);
+  const auto place_list = [&](std::int64_t capacity, TaskCounters* own) {
+    return TaskList{arena.take<BackwardTask>(kTaskBuckets * capacity), capacity, own};
+  };
+  placed.row_tasks = place_list(index.row_tiles * s.query_heads * views, counters ? &counters->rows : nullptr);
+  placed.column_tasks = place_list(placed.column_slices * s.key_heads, counters ? &counters->columns : nullptr);
   if (plan) *plan = placed;
 }
 
@@ -195,7 +198,11 @@ BackwardArguments make_arguments(const BackwardCall& call) {
 
 Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
-  return launch_status("backward_half", launch_backward_half(p, a, plan, stream));
+  if (p.longest_query > 0) {
+    const cudaError_t error = launch_backward_query_half(p, a, plan, stream);
+    if (Status s = launch_status("backward_query_half", error); !s.ok()) return s;
+  }
+  return launch_status("backward_key_value_half", launch_backward_key_value_half(p, a, plan, stream));
 }
 
 Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
@@ -228,7 +235,8 @@ Status backward(const BackwardCall& call) {
   BackwardPlan plan{};
   if (half) {
     place_plan(call.shape, call.options.views, p.index, call.documents, arena, &plan);
-    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(plan.counters + 1) - static_cast<char*>(call.workspace));
+    const char* const counters = reinterpret_cast<char*>(plan.row_tasks.counters);
+    cleared = static_cast<std::size_t>(counters + sizeof(BackwardCounters) - static_cast<char*>(call.workspace));
   }
   const cudaStream_t stream = stream_of(call.stream);
   // The plan's counters start at 0, and so do the shares of row tiles without a task.

@@ -8,12 +8,12 @@
 //   survivor: dO copied, dP^T = v dO^T, dv += (w a)^T dO, dk += (g / |q|)^T q.
 // A NaN in dO may touch only keys that its row weighs: when a sum of dv is not finite at the end, the task starts over
 // with a product that skips zero weights.
-#pragma once
-
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
+#include "attention/cuda/portable/task_claims.cuh"
 
 namespace tda::cuda::portable {
+namespace {
 
 constexpr int kWarps = kHalfThreads / 32;
 constexpr int kStepRows = 32;  // of a unit whose scores are held at once
@@ -316,6 +316,44 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
     }
     return;
   }
+}
+
+template <int DIM>
+constexpr int kBlocksPerProcessor = DIM == 64 ? 3 : 2;
+
+template <class T, int DIM, bool SQUARE>
+__global__ void __launch_bounds__(kHalfThreads, kBlocksPerProcessor<DIM>)
+    backward_key_value_half_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
+                               const __grid_constant__ BackwardPlan plan) {
+  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<ColumnTaskPlan<T, DIM>*>(shared_bytes);
+  claim_tasks<kHalfThreads / 32>(plan.column_tasks, [&](const BackwardTask& task, bool by_block) {
+    run_column_task<T, DIM, SQUARE>(p, a, plan, task, by_block, shared);
+  });
+}
+
+template <class T, int DIM, bool SQUARE>
+cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                            cudaStream_t stream) {
+  return launch_staying(backward_key_value_half_kernel<T, DIM, SQUARE>, kHalfThreads, kBlocksPerProcessor<DIM>,
+                        static_cast<int>(sizeof(ColumnTaskPlan<T, DIM>)), plan.column_tasks.capacity, stream, p, a, plan);
+}
+
+template <class T>
+cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
+  const bool square = p.power == 2.f;
+  if (p.shape.value_dim <= 64) {
+    return square ? launch_instance<T, 64, true>(p, a, plan, stream) : launch_instance<T, 64, false>(p, a, plan, stream);
+  }
+  return square ? launch_instance<T, 128, true>(p, a, plan, stream)
+                : launch_instance<T, 128, false>(p, a, plan, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_backward_key_value_half(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                                 cudaStream_t stream) {
+  return p.type == DataType::kBFloat16 ? launch<__nv_bfloat16>(p, a, plan, stream) : launch<__half>(p, a, plan, stream);
 }
 
 }  // namespace tda::cuda::portable

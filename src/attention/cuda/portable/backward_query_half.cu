@@ -4,12 +4,12 @@
 // gathered tile of K and V is copied (cp.async, two buffers) while this one is used:
 //   s = q k^T (raw operands, fp32 sums, then the factors 1/|q| 1/|k|); a warp drops slices in which none of its rows
 //   survives; dP = dO v^T;  g = w dP a'(s);  dq += (g / |k|) k with g rounded to 16 bits and k raw.
-#pragma once
-
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
+#include "attention/cuda/portable/task_claims.cuh"
 
 namespace tda::cuda::portable {
+namespace {
 
 // Shared memory: 48 KiB for DIM 64, 96 KiB for 128.
 template <class T, int DIM>
@@ -185,6 +185,44 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
   if (threadIdx.x != 0) return;
   if (a.dbeta_parts) a.dbeta_parts[(view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile] = -dbeta;
   if (a.dlambda_parts && view == 1) a.dlambda_parts[head * p.index.row_tiles + flat_tile] = -dlambda;
+}
+
+template <int DIM>
+constexpr int kBlocksPerProcessor = DIM == 64 ? 4 : 2;
+
+template <class T, int DIM, bool SQUARE>
+__global__ void __launch_bounds__(kHalfThreads, kBlocksPerProcessor<DIM>)
+    backward_query_half_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
+                               const __grid_constant__ BackwardPlan plan) {
+  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  auto& shared = *reinterpret_cast<RowTaskPlan<T, DIM>*>(shared_bytes);
+  claim_tasks<kHalfThreads / 32>(plan.row_tasks, [&](const BackwardTask& task, bool /*by_block*/) {
+    run_row_task<T, DIM, SQUARE>(p, a, plan, task, shared);
+  });
+}
+
+template <class T, int DIM, bool SQUARE>
+cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                            cudaStream_t stream) {
+  return launch_staying(backward_query_half_kernel<T, DIM, SQUARE>, kHalfThreads, kBlocksPerProcessor<DIM>,
+                        static_cast<int>(sizeof(RowTaskPlan<T, DIM>)), plan.row_tasks.capacity, stream, p, a, plan);
+}
+
+template <class T>
+cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
+  const bool square = p.power == 2.f;
+  if (p.shape.value_dim <= 64) {
+    return square ? launch_instance<T, 64, true>(p, a, plan, stream) : launch_instance<T, 64, false>(p, a, plan, stream);
+  }
+  return square ? launch_instance<T, 128, true>(p, a, plan, stream)
+                : launch_instance<T, 128, false>(p, a, plan, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_backward_query_half(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                                 cudaStream_t stream) {
+  return p.type == DataType::kBFloat16 ? launch<__nv_bfloat16>(p, a, plan, stream) : launch<__half>(p, a, plan, stream);
 }
 
 }  // namespace tda::cuda::portable

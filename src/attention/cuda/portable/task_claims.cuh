@@ -1,0 +1,69 @@
+// How the blocks of a backward kernel share the tasks of a list: they stay and claim, heaviest bucket first, so that
+// rows, columns and heads of all weights end together.
+#pragma once
+
+#include "attention/cuda/portable/backward_plan.h"
+
+namespace tda::cuda::portable {
+
+// The order of claims: buckets from the heaviest down, in each the block tasks, then the warp tasks by fours.
+struct ClaimOrder {
+  std::uint32_t block_end[kTaskBuckets], warp_end[kTaskBuckets], warp_tasks[kTaskBuckets], claimed;
+};
+
+// By one thread.
+__device__ inline void read_order(TaskCounters& counters, int warps, ClaimOrder& order) {
+  std::uint32_t end = 0;
+  for (int bucket = kTaskBuckets - 1; bucket >= 0; --bucket) {
+    order.block_end[bucket] = end += counters.block_tasks[bucket];
+    order.warp_tasks[bucket] = counters.warp_tasks[bucket];
+    order.warp_end[bucket] = end += (order.warp_tasks[bucket] + warps - 1) / warps;
+  }
+  order.claimed = atomicAdd(&counters.claims, 1u);
+}
+
+// Calls run(task, by_block) until the list is empty: with a block task all threads, with warp tasks each warp with its
+// own (a warp may have none). A block has WARPS warps.
+template <int WARPS, class Run>
+__device__ __forceinline__ void claim_tasks(const TaskList& list, Run run) {
+  __shared__ ClaimOrder order;
+  const bool leads = threadIdx.x == 0;
+  if (leads) read_order(*list.counters, WARPS, order);
+  __syncthreads();
+#pragma unroll 1
+  while (order.claimed < order.warp_end[0]) {
+    const std::uint32_t claimed = order.claimed;
+    int bucket = kTaskBuckets - 1;
+    while (claimed >= order.warp_end[bucket]) --bucket;
+    const bool by_block = claimed < order.block_end[bucket];
+    const std::uint32_t begin = bucket == kTaskBuckets - 1 ? 0u : order.warp_end[bucket + 1];
+    const std::uint32_t place =
+        by_block ? claimed - begin : (claimed - order.block_end[bucket]) * WARPS + threadIdx.x / 32;
+    // The next claim is under way while this task runs.
+    const std::uint32_t next = leads ? atomicAdd(&list.counters->claims, 1u) : 0u;
+    if (by_block || place < order.warp_tasks[bucket]) {
+      run(list.tasks[bucket * list.capacity + (by_block ? place : list.capacity - 1 - place)], by_block);
+    }
+    __syncthreads();
+    if (leads) order.claimed = next;
+    __syncthreads();
+  }
+}
+
+// Launches `kernel` with blocks that stay: `per_processor` on each multiprocessor, no more than there may be tasks.
+template <class Kernel, class... Arguments>
+cudaError_t launch_staying(Kernel kernel, int threads, int per_processor, int shared_bytes, std::int64_t tasks,
+                           cudaStream_t stream, const Arguments&... arguments) {
+  int device = 0, processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  }
+  if (error != cudaSuccess) return error;
+  const std::int64_t staying = static_cast<std::int64_t>(processors) * per_processor;
+  kernel<<<static_cast<unsigned>(tasks < staying ? tasks : staying), threads, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+}  // namespace tda::cuda::portable
