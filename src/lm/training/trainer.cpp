@@ -36,6 +36,7 @@
 #include "lm/training/training_device.h"
 #include "lm/training/training_state.h"
 #include "lm/training/validation.h"
+#include "lm/utf8.h"
 
 namespace tda {
 namespace {
@@ -133,7 +134,7 @@ void Trainer::start(const std::filesystem::path& weights) {
     model_.initialize(static_cast<std::uint64_t>(recipe().train.seed));
   } else {
     load_parameters(weights / "model.safetensors", model_);
-    state_.start_weights = weights.string();
+    state_.start_weights = printable(weights.string());
     if (group_.is_first()) fmt::print(stderr, "starting from the weights of {}\n", state_.start_weights);
   }
   open_files();
