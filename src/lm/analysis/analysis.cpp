@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "lm/analysis/heads_dump.h"
+#include "lm/analysis/output_folder.h"
 #include "lm/analysis/reference_compression.h"
 #include "lm/analysis/report_page.h"
 #include "lm/analysis/run_names.h"
@@ -62,6 +63,7 @@ nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(
     }
   }
   make_names_unique(runs);
+  const OutputFolder folder(request.output);
 
   nlohmann::json report = {{"version", request.version}, {"runs", nlohmann::json::array()}};
   for (const AnalyzedRun& run : runs) {
@@ -74,7 +76,6 @@ nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(
                     {"xz_bits_per_byte", xz ? nlohmann::json(*xz) : nlohmann::json(nullptr)}};
 
   if (request.dump_layer) {
-    create_folder(request.output);
     for (const AnalyzedRun& run : runs) {
       write_heads(run, text_windows(run, text, request.options.windows), *request.dump_layer, request.output);
     }
