@@ -2,6 +2,8 @@
 
 PyTorch's side is what a user would write: nn.Linear, F.scaled_dot_product_attention for softmax, dense matrices for
 TDA, bf16 by autocast, torch.optim.AdamW. The fastest of the steps counts, since other load only ever adds time.
+
+    .venv/bin/python bench/training_step.py --output bench/results/DATE-MACHINE-training-step.json
 """
 
 from __future__ import annotations
@@ -81,6 +83,27 @@ def time_eager(path: Path, arguments: argparse.Namespace, precision: str) -> flo
     return min(times[2:])
 
 
+def time_ours(path: Path, arguments: argparse.Namespace, precision: str) -> dict[str, float]:
+    command = [arguments.program, path, arguments.batch, arguments.length, precision, arguments.steps]
+    environment = {"OMP_NUM_THREADS": str(arguments.threads)}
+    words = [str(part) for part in command]
+    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
+def write_result(arguments: argparse.Namespace, rows: list[dict[str, object]]) -> None:
+    names = ("layers", "heads", "width", "length", "batch", "beta", "steps", "threads")
+    result = {
+        "what": "milliseconds of forward, backward and AdamW of one batch, the fastest of the steps",
+        "command": " ".join(["bench/training_step.py", *sys.argv[1:]]),
+        "commit": arguments.commit,
+        "machine": arguments.machine,
+        "pytorch": torch.__version__,
+        **{name: getattr(arguments, name) for name in names},
+        "rows": rows,
+    }
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mechanisms", default="softmax,tda")
@@ -94,30 +117,31 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--program", type=Path, default=ROOT / "build" / "training_step")
+    parser.add_argument("--output", type=Path, help="JSON file for the result")
+    parser.add_argument("--commit", default="", help="noted in the output")
+    parser.add_argument("--machine", default="", help="noted in the output")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     use_fused_softmax()
     print("mechanism  precision    ours ms   eager ms   eager/ours   ours tokens/s")
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         for mechanism in arguments.mechanisms.split(","):
             path.write_text(json.dumps(config(mechanism, arguments)))
             for precision in arguments.precisions.split(","):
-                command = [arguments.program, path, arguments.batch, arguments.length, precision, arguments.steps]
-                result = subprocess.run(
-                    [str(part) for part in command],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                    env={"OMP_NUM_THREADS": str(arguments.threads)},
-                )
-                ours = json.loads(result.stdout)
+                ours = time_ours(path, arguments, precision)
                 eager = time_eager(path, arguments, precision)
+                ratio = eager / ours["fastest_ms"]
                 print(
                     f"{mechanism:<10} {precision:<9} {ours['fastest_ms']:>10.1f} {eager:>10.1f}"
-                    f" {eager / ours['fastest_ms']:>12.2f} {ours['tokens_per_second']:>15.0f}",
+                    f" {ratio:>12.2f} {ours['tokens_per_second']:>15.0f}",
                     flush=True,
                 )
+                row = {"mechanism": mechanism, "precision": precision, "ours_ms": ours["fastest_ms"]}
+                rows.append({**row, "eager_ms": round(eager, 2), "eager_over_ours": round(ratio, 3)})
+    if arguments.output:
+        write_result(arguments, rows)
 
 
 if __name__ == "__main__":

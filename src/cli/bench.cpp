@@ -65,6 +65,7 @@ void check(const BenchOptions& options) {
   if (options.output && options.output->has_parent_path() && !is_directory(options.output->parent_path())) {
     throw Error(fmt::format("--output: there is no folder {}", options.output->parent_path().string()));
   }
+  if (options.output) require_writable(*options.output);
 }
 
 std::string processor_name() {

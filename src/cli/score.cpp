@@ -36,7 +36,10 @@ void require_other_file(const std::filesystem::path& output, const std::filesyst
 
 int run_score(const ScoreOptions& options) {
   const Precision precision = parse_precision(options.precision);
-  if (options.output) require_other_file(*options.output, options.input);
+  if (options.output) {
+    require_other_file(*options.output, options.input);
+    require_writable(*options.output);
+  }
   const std::string text = read_file(options.input);
   if (text.empty())
     throw Error(fmt::format("{}: the file is empty, there is nothing to score", options.input.string()));

@@ -57,6 +57,8 @@ class Descriptor {
   int value_;
 };
 
+std::filesystem::path temporary_of(std::filesystem::path path) { return path += ".writing"; }
+
 constexpr std::size_t kReadSize = std::size_t{1} << 20;
 
 }  // namespace
@@ -67,6 +69,25 @@ void write_file_durably(const std::filesystem::path& path, std::string_view cont
   file.sync();
 }
 
+void require_writable(const std::filesystem::path& path) {
+  if (path.empty()) throw_system_error("write", path, ENOENT);
+  std::error_code error;
+  const auto entry = std::filesystem::symlink_status(path, error);
+  if (std::filesystem::exists(entry) && !std::filesystem::is_regular_file(entry)) {
+    const auto target = std::filesystem::status(path, error);  // of a link
+    using std::filesystem::file_type;
+    const bool can_be_tried =
+        std::filesystem::exists(target) && target.type() != file_type::fifo && target.type() != file_type::socket;
+    if (can_be_tried) Descriptor(path, O_WRONLY, "write");
+    return;
+  }
+  const std::filesystem::path temporary = temporary_of(path);
+  const int descriptor = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor < 0) throw_system_error("write", path, errno);
+  ::close(descriptor);
+  std::filesystem::remove(temporary, error);
+}
+
 void replace_file(const std::filesystem::path& path, std::string_view content) {
   std::error_code error;
   const auto status = std::filesystem::symlink_status(path, error);
@@ -74,8 +95,7 @@ void replace_file(const std::filesystem::path& path, std::string_view content) {
     write_file_durably(path, content);
     return;
   }
-  std::filesystem::path temporary = path;
-  temporary += ".writing";
+  const std::filesystem::path temporary = temporary_of(path);
   try {
     write_file_durably(temporary, content);
     std::filesystem::rename(temporary, path, error);

@@ -18,6 +18,10 @@ void write_file_durably(const std::filesystem::path& path, std::string_view cont
 // pipe or a link is written where it stands, since a rename would put a file in its place (/dev/null, say).
 void replace_file(const std::filesystem::path& path, std::string_view content);
 
+// Throws what replace_file() would throw for a path that cannot be written, before the work whose result it shall hold.
+// Leaves nothing behind. A pipe is not tried, since its reader would see it end.
+void require_writable(const std::filesystem::path& path);
+
 // Waits until the content of a file, or the entries of a folder, are on the disk.
 void sync_to_disk(const std::filesystem::path& path);
 

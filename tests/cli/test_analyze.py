@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,45 @@ def test_bad_input_is_refused_in_one_line(small_runs, run_tda, tmp_path, argumen
     output = tmp_path / "output"
     done = run_tda("analyze", small_runs.tda, *filled, "--output", output, code=2)
     assert_refused(done, complaint, at_work=True)
+    assert not output.exists()
+
+
+def test_output_that_cannot_be_written_is_found_before_the_work(small_runs, run_tda, tmp_path):
+    """One line: no model has begun to work."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    taken = tmp_path / "taken"
+    (taken / "report.html").mkdir(parents=True)
+    for output, expected in (
+        (file, f"cannot make the folder {file}"),
+        (file / "inside", f"cannot make the folder {file / 'inside'}"),
+        (taken, f"cannot write {taken / 'report.html'}: Is a directory"),
+        ("/proc/analysis", "cannot make the folder /proc/analysis"),
+    ):
+        done = run_tda("analyze", small_runs.tda, "--text", small_runs.text, "--output", output, code=2)
+        assert_refused(done, expected)
+    assert file.read_text() == "mine"
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "file", "taken", "taken/report.html"
+    ]  # fmt: skip
+
+
+def test_work_that_fails_leaves_no_folder(small_runs, run_tda, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    arguments = ("analyze", small_runs.tda, "--text", tmp_path / "empty.txt", "--output")
+    assert_refused(run_tda(*arguments, tmp_path / "new" / "output", code=2), "token", at_work=True)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    assert_refused(run_tda(*arguments, f"{tmp_path / 'old'}/", code=2), "token", at_work=True)
+    assert list((tmp_path / "old").iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--sentence"])
+def test_text_that_json_cannot_hold_is_refused(small_runs, run_tda, tmp_path, option):
+    output = tmp_path / "output"
+    bad = (option, os.fsdecode(b"The \xff\n king"), "--output", output)
+    done = run_tda("analyze", small_runs.tda, "--text", small_runs.text, *bad, code=2)
+    assert_refused(done, f'{option} is "The \\xFF\\x0A king", expected UTF-8')
     assert not output.exists()
 
 

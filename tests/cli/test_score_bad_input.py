@@ -72,6 +72,20 @@ def test_output_that_cannot_be_written(tda: Tda, small_runs, text: Path, tmp_pat
         assert names(tmp_path) == before
 
 
+def test_output_is_tried_before_the_work(tda: Tda, text: Path, tmp_path: Path) -> None:
+    """A checkpoint that is not there is the first thing that the work would meet."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    before = names(tmp_path)
+    for output in (tmp_path / "none" / "scores.jsonl", tmp_path / "folder", tmp_path / "link", text / "x", ""):
+        result = tda("score", tmp_path / "nowhere", "--input", text, "--output", output, cwd=tmp_path)
+        assert_refused(result, f"cannot write {output}: ")
+        assert names(tmp_path) == before
+    good = tda("score", tmp_path / "nowhere", "--input", text, "--output", tmp_path / "scores.jsonl")
+    assert_refused(good, f"checkpoint {tmp_path / 'nowhere'} does not exist")
+    assert names(tmp_path) == before
+
+
 def test_full_disk(tda: Tda, small_runs, text: Path, tmp_path: Path) -> None:
     """A limit on file sizes stands for a full disk."""
 

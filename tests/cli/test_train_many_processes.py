@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from program import PROGRAM, text_of
+from program import PROGRAM
+from training_job import Job, read_lines, train
 
 # Softmax: rounding in another order stays rounding. With thresholds a score that rounds across one makes another model
 # after some steps, in one process as well (with another micro_batch); see docs/training.md.
@@ -76,66 +74,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-class Job:
-    """Processes started as a launcher does it, without the seconds that torchrun takes to start."""
-
-    def __init__(self, count: int, *arguments: object, by_rank: dict[int, tuple[object, ...]] | None = None) -> None:
-        port = str(free_port())
-        self.processes = []
-        for rank in range(count):
-            world = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-            environment = {**os.environ, **world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            command = [str(PROGRAM), "train", *map(str, arguments), *map(str, (by_rank or {}).get(rank, ()))]
-            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            self.processes.append(subprocess.Popen(command, env=environment, **pipes))
-        self.out: list[str] = []
-        self.err: list[str] = []
-
-    def wait(self, timeout: float = 120) -> list[int]:
-        """Exit codes by rank."""
-        deadline = time.monotonic() + timeout
-        try:
-            for process in self.processes:
-                out, err = process.communicate(timeout=max(deadline - time.monotonic(), 0.1))
-                self.out.append(text_of(out))
-                self.err.append(text_of(err))
-        finally:
-            for process in self.processes:
-                if process.poll() is None:
-                    process.kill()
-                    process.communicate()
-        return [process.returncode for process in self.processes]
-
-    def wait_for_steps(self, output: Path, steps: int) -> None:
-        metrics = output / "metrics.jsonl"
-        while not metrics.exists() or metrics.read_bytes().count(b"\n") <= steps:
-            assert all(process.poll() is None for process in self.processes), self.wait()
-            time.sleep(0.01)
-
-    def errors(self) -> list[str]:
-        return [line for text in self.err for line in text.splitlines() if line.startswith(("error: ", "terminate"))]
-
-
-def train(count: int, recipe: Path, output: Path, *options: object) -> Path:
-    job = Job(count, recipe, "--output", output, *options)
-    codes = job.wait()
-    assert codes == [0] * count, job.err
-    return output
-
-
 @pytest.fixture(scope="module")
 def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(1, recipe, tmp_path_factory.mktemp("alone") / "run")
-
-
-def read_lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_same_losses(run: Path, expected: Path, tolerance: float = 1e-4) -> None:

@@ -7,12 +7,14 @@
 #include <utility>
 
 #include "lm/analysis/heads_dump.h"
+#include "lm/analysis/output_folder.h"
 #include "lm/analysis/reference_compression.h"
 #include "lm/analysis/report_page.h"
 #include "lm/analysis/run_names.h"
 #include "lm/durable_file.h"
 #include "lm/error.h"
 #include "lm/generation/sampler.h"
+#include "lm/utf8.h"
 
 namespace tda {
 namespace {
@@ -22,6 +24,11 @@ void make_names_unique(std::vector<AnalyzedRun>& runs) {
   for (const AnalyzedRun& run : runs) names.push_back(run.name);
   names = unique_names(std::move(names));
   for (std::size_t index = 0; index < runs.size(); ++index) runs[index].name = names[index];
+}
+
+void require_utf8(const char* option, const std::string& text) {
+  if (is_utf8(text)) return;
+  throw Error(fmt::format("{} is \"{}\", expected UTF-8: analysis.json could not hold it", option, printable(text)));
 }
 
 void write_heads(const AnalyzedRun& run, const at::Tensor& windows, std::int64_t layer,
@@ -43,6 +50,8 @@ void write_heads(const AnalyzedRun& run, const at::Tensor& windows, std::int64_t
 
 nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(const std::string&)>& on_progress) {
   check_sampling({.temperature = request.options.temperature});
+  require_utf8("--sentence", request.options.sentence);
+  require_utf8("--prompt", request.options.prompt);
   const std::string text = read_file(request.text);
   std::vector<AnalyzedRun> runs;
   for (const std::filesystem::path& checkpoint : request.checkpoints) {
@@ -54,6 +63,7 @@ nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(
     }
   }
   make_names_unique(runs);
+  const OutputFolder folder(request.output);
 
   nlohmann::json report = {{"version", request.version}, {"runs", nlohmann::json::array()}};
   for (const AnalyzedRun& run : runs) {
@@ -66,7 +76,6 @@ nlohmann::json analyze(const AnalysisRequest& request, const std::function<void(
                     {"xz_bits_per_byte", xz ? nlohmann::json(*xz) : nlohmann::json(nullptr)}};
 
   if (request.dump_layer) {
-    create_folder(request.output);
     for (const AnalyzedRun& run : runs) {
       write_heads(run, text_windows(run, text, request.options.windows), *request.dump_layer, request.output);
     }

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
+#include "lm/utf8.h"
 
 namespace tda {
 namespace {
@@ -24,15 +24,6 @@ std::size_t sentence_length(std::string_view text, std::size_t begin, std::size_
     }
   }
   return 0;
-}
-
-bool is_utf8(const std::string& bytes) {
-  try {
-    (void)nlohmann::json(bytes).dump();
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
-  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "lm/data/token_shard.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -14,12 +15,13 @@
 namespace tda {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "shards are mapped as they lie on the disk: little-endian");
+static_assert(std::endian::native == std::endian::little, "shards are read as they lie on the disk: little-endian");
 
 using Header = std::array<int32_t, kShardHeaderBytes / 4>;
 
 constexpr const char* kPrepareHint = "`tda data prepare` makes shards from text; a shard of llm.c works as it is";
 constexpr const char* kIncompleteHint = "the file is damaged or its copy incomplete: copy it again or prepare it anew";
+constexpr const char* kChangedHint = "put the shard back as it was; nothing may write to shards that are in use";
 
 Error damaged(const std::filesystem::path& path, const std::string& what, const char* hint) {
   return Error(fmt::format("{}: {}", path.string(), what), hint);
@@ -28,14 +30,17 @@ Error damaged(const std::filesystem::path& path, const std::string& what, const 
 }  // namespace
 
 TokenShard::TokenShard(const std::filesystem::path& path) : file_(path) {
-  const auto bytes = file_.bytes();
-  const auto size = static_cast<int64_t>(bytes.size());
+  const struct stat status = file_.status();
+  const auto size = static_cast<int64_t>(status.st_size);
+  modified_ = status.st_mtim;
   if (size < kShardHeaderBytes) {
     throw damaged(path, fmt::format("{} bytes are too few for the {} of a shard's header", size, kShardHeaderBytes),
                   kIncompleteHint);
   }
-  Header header;
-  std::memcpy(header.data(), bytes.data(), kShardHeaderBytes);
+  Header header{};
+  if (!file_.read_at(0, std::as_writable_bytes(std::span(header)))) {
+    throw damaged(path, "the file was truncated while it was opened", kIncompleteHint);
+  }
   if (header[0] != kShardMagic) {
     throw damaged(path, fmt::format("no token shard: magic number {}, expected {}", header[0], kShardMagic),
                   kPrepareHint);
@@ -51,7 +56,22 @@ TokenShard::TokenShard(const std::filesystem::path& path) : file_(path) {
                   fmt::format("the header promises {} tokens ({} bytes), the file has {} bytes", count, expected, size),
                   kIncompleteHint);
   }
-  tokens_ = {reinterpret_cast<const uint16_t*>(bytes.data() + kShardHeaderBytes), static_cast<size_t>(count)};
+  size_ = count;
+}
+
+void TokenShard::read(int64_t first, std::span<uint16_t> out) const {
+  const bool complete = file_.read_at(kShardHeaderBytes + 2 * first, std::as_writable_bytes(out));
+  // Looked at after the read: what was written before the read ended shows here.
+  const struct stat status = file_.status();
+  const int64_t expected = kShardHeaderBytes + 2 * size_;
+  if (!complete || status.st_size != expected) {
+    throw damaged(path(),
+                  fmt::format("the file had {} bytes when it was opened and has {} now", expected, status.st_size),
+                  kChangedHint);
+  }
+  if (status.st_mtim.tv_sec != modified_.tv_sec || status.st_mtim.tv_nsec != modified_.tv_nsec) {
+    throw damaged(path(), "the file was written to after it was opened", kChangedHint);
+  }
 }
 
 TokenShardWriter::TokenShardWriter(const std::filesystem::path& path)

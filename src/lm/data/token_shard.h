@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -7,7 +9,7 @@
 #include <memory>
 #include <span>
 
-#include "lm/mapped_file.h"
+#include "lm/open_file.h"
 
 namespace tda {
 
@@ -18,18 +20,25 @@ inline constexpr int64_t kShardHeaderBytes = 256 * 4;
 /// Far below 2^31 bytes, so that readers which keep byte offsets in an int (llm.c) can read every shard.
 inline constexpr int64_t kMaximumShardTokens = 100'000'000;
 
-/// Read-only view of a shard on disk.
+/// A shard on disk, open for reading. Read, not mapped: the touch of a page that a truncation took away ends a process,
+/// a read that comes back short is an error like others.
 class TokenShard {
  public:
   /// Throws Error naming the file and what is wrong: magic, version, or a count that disagrees with the file's size.
   explicit TokenShard(const std::filesystem::path& path);
 
-  std::span<const uint16_t> tokens() const { return tokens_; }
+  /// Tokens of the shard.
+  int64_t size() const { return size_; }
+  /// Reads tokens [first, first + out.size()), which the shard must have. Throws Error when the file was written to
+  /// after it was opened, whatever it holds now: tokens of two states of a file must not end up in one run. A file that
+  /// was replaced or removed as a whole stays readable as it was.
+  void read(int64_t first, std::span<uint16_t> out) const;
   const std::filesystem::path& path() const { return file_.path(); }
 
  private:
-  MappedFile file_;
-  std::span<const uint16_t> tokens_;
+  OpenFile file_;
+  struct timespec modified_ {};
+  int64_t size_ = 0;
 };
 
 /// Writes one shard. The count in the header is right only after close().

@@ -8,19 +8,23 @@
 #include "lm/error.h"
 
 namespace tda {
+namespace {
+
+constexpr int64_t kCheckedAtOnce = int64_t{1} << 18;
+
+}  // namespace
 
 TokenStream::TokenStream(const std::vector<std::filesystem::path>& shards, int vocabulary_size)
     : first_{0}, vocabulary_size_(vocabulary_size) {
   shards_.reserve(shards.size());
   for (const auto& path : shards) {
     shards_.emplace_back(path);
-    first_.push_back(first_.back() + static_cast<int64_t>(shards_.back().tokens().size()));
+    first_.push_back(first_.back() + shards_.back().size());
   }
   if (size() > kEagerCheckTokens) return;
-  for (size_t shard = 0; shard < shards_.size(); ++shard) {
-    const auto tokens = shards_[shard].tokens();
-    const auto largest = std::ranges::max_element(tokens);
-    if (largest != tokens.end() && *largest >= vocabulary_size_) refuse(shard, largest - tokens.begin());
+  std::vector<int64_t> ids(static_cast<size_t>(std::min(kCheckedAtOnce, size())));
+  for (int64_t first = 0; first < size(); first += kCheckedAtOnce) {
+    copy(first, std::min(kCheckedAtOnce, size() - first), ids.data());
   }
 }
 
@@ -41,18 +45,16 @@ void TokenStream::copy(int64_t first, int64_t count, int64_t* out) const {
 }
 
 void TokenStream::copy_from_shard(size_t shard, int64_t first, int64_t count, int64_t* out) const {
-  const auto tokens = shards_[shard].tokens();
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t id = tokens[static_cast<size_t>(first + i)];
-    if (id >= vocabulary_size_) refuse(shard, first + i);
-    out[i] = id;
+  std::vector<uint16_t> tokens(static_cast<size_t>(count));
+  shards_[shard].read(first, tokens);
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= vocabulary_size_) {
+      throw Error(fmt::format("{}: token {} has id {}, expected less than {}", shards_[shard].path().string(),
+                              first + static_cast<int64_t>(i), tokens[i], vocabulary_size_),
+                  "the shard is damaged or was made with another tokenizer than dataset.json says");
+    }
+    out[i] = tokens[i];
   }
-}
-
-void TokenStream::refuse(size_t shard, int64_t position) const {
-  throw Error(fmt::format("{}: token {} has id {}, expected less than {}", shards_[shard].path().string(), position,
-                          shards_[shard].tokens()[static_cast<size_t>(position)], vocabulary_size_),
-              "the shard is damaged or was made with another tokenizer than dataset.json says");
 }
 
 }  // namespace tda

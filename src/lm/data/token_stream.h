@@ -8,7 +8,7 @@
 
 namespace tda {
 
-/// The tokens of one split: its shards one after the other. Memory-mapped, so of any size.
+/// The tokens of one split: its shards one after the other. Read piece by piece, so of any size.
 class TokenStream {
  public:
   /// `shards` in their order. Throws Error naming the file for a damaged shard, and for an id outside
@@ -18,7 +18,7 @@ class TokenStream {
   int64_t size() const { return first_.back(); }
 
   /// Copies tokens [first, first + count) to `out`. Throws Error naming the shard and position for an id outside the
-  /// vocabulary.
+  /// vocabulary, and naming the shard when it was written to after it was opened.
   void copy(int64_t first, int64_t count, int64_t* out) const;
 
   /// Streams up to this size are checked whole when opened (half a gigabyte, a fraction of a second).
@@ -26,7 +26,6 @@ class TokenStream {
 
  private:
   void copy_from_shard(size_t shard, int64_t first, int64_t count, int64_t* out) const;
-  [[noreturn]] void refuse(size_t shard, int64_t position) const;
 
   std::vector<TokenShard> shards_;
   std::vector<int64_t> first_;  // shards + 1: position of each shard's first token, then the size

@@ -80,6 +80,10 @@ bool KeyValueStore::has(const std::string& key) {
   return with_one_line([&] { return connection_->store->check({key}); });
 }
 
+bool KeyValueStore::claim(const std::string& key) {
+  return with_one_line([&] { return connection_->store->add(key, 1) == 1; });
+}
+
 std::vector<std::string> KeyValueStore::get(const std::vector<std::string>& keys) {
   return with_one_line([&] {
     std::vector<std::string> values;

@@ -32,6 +32,8 @@ class KeyValueStore {
 
   void set(const std::string& key, const std::string& value);
   bool has(const std::string& key);
+  // True for the first process that asks, and only for that one.
+  bool claim(const std::string& key);
   // The values of keys that are there.
   std::vector<std::string> get(const std::vector<std::string>& keys);
 

@@ -228,10 +228,16 @@ void ProcessGroup::fail_alone() {
     watch_->announce(State::kFailed);
     static_cast<void>(watch_.release());
   };
+  // A shard that was damaged, say, is met by several at once: one line is enough.
+  const auto tell_and_leave_the_word = [&](int code) {
+    const bool first = is_first_to_fail();
+    tell();
+    if (!first) std::exit(code);
+  };
   try {
     throw;
   } catch (const Error& error) {
-    tell();
+    tell_and_leave_the_word(2);
     throw Error(fmt::format("rank {}: {}", rank(), error.what()), error.hint());
   } catch (const CollectiveError& error) {
     // Most likely another process is lost; then the watch names it and ends this one.
@@ -242,8 +248,16 @@ void ProcessGroup::fail_alone() {
     tell();
     throw std::runtime_error(fmt::format("rank {}: {}", rank(), error.what()));
   } catch (const std::exception& error) {
-    tell();
+    tell_and_leave_the_word(1);
     throw std::runtime_error(fmt::format("rank {}: {}", rank(), error.what()));
+  }
+}
+
+bool ProcessGroup::is_first_to_fail() {
+  try {
+    return store_->claim("failed");
+  } catch (const CollectiveError&) {
+    return true;  // nobody else can have said it where there is no store
   }
 }
 

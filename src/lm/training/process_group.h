@@ -84,6 +84,7 @@ class ProcessGroup {
   void leave();
   int fail_together(const CommonFailure& failure);
   [[noreturn]] void fail_alone();
+  bool is_first_to_fail();
 
   LaunchEnvironment launch_;
   std::unique_ptr<KeyValueStore> store_;

@@ -13,6 +13,7 @@
 #include "lm/nearest_name.h"
 #include "lm/training/recipe_field.h"
 #include "lm/training/recipe_text.h"
+#include "lm/utf8.h"
 
 namespace tda {
 namespace {
@@ -68,6 +69,9 @@ std::string suggestion(const std::optional<std::string>& nearest) {
 
 void set_checked(ResolvedRecipe& recipe, const RecipeField& field, const std::optional<RecipeValue>& value,
                  const std::string& text, const std::string& where, const std::string& origin) {
+  if (value && std::holds_alternative<std::string>(*value) && !is_utf8(std::get<std::string>(*value))) {
+    throw Error(fmt::format("{}: {} is {}, expected UTF-8: recipe.toml could not hold it", where, field.name(), text));
+  }
   if (!value || !field.accepts(*value)) {
     throw Error(fmt::format("{}: {} is {}, expected {}", where, field.name(), text, field.expected()));
   }
@@ -125,7 +129,7 @@ ResolvedRecipe load_recipe(const std::filesystem::path& file, const std::vector<
   for (const RecipeOverride& item : overrides) {
     const RecipeField* field = find_recipe_field(item.name);
     if (field == nullptr) throw_unknown_key("command line", item.name);
-    set_checked(recipe, *field, field->parse(item.value), fmt::format("\"{}\"", item.value), "command line",
+    set_checked(recipe, *field, field->parse(item.value), fmt::format("\"{}\"", printable(item.value)), "command line",
                 "command line");
   }
   try {

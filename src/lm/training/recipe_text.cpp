@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <sstream>
 
+#include "lm/utf8.h"
+
 namespace tda {
 namespace {
 
@@ -55,7 +57,7 @@ std::string recipe_toml(const ResolvedRecipe& recipe) {
     }
     const std::string origin = origin_of(recipe, field.name());
     text += fmt::format("{} = {}{}\n", field.key, to_toml(field.get(recipe.values)),
-                        origin == "default" ? "" : fmt::format("  # {}", origin));
+                        origin == "default" ? "" : fmt::format("  # {}", printable(origin)));
   }
   return text;
 }

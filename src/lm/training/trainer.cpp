@@ -26,6 +26,7 @@
 #include "lm/training/parameter_shards.h"
 #include "lm/training/process_group.h"
 #include "lm/training/progress.h"
+#include "lm/training/recipe_fit.h"
 #include "lm/training/recipe_text.h"
 #include "lm/training/resume_rules.h"
 #include "lm/training/run_directory.h"
@@ -36,6 +37,7 @@
 #include "lm/training/training_device.h"
 #include "lm/training/training_state.h"
 #include "lm/training/validation.h"
+#include "lm/utf8.h"
 
 namespace tda {
 namespace {
@@ -55,18 +57,22 @@ class Trainer {
   // `weights`: a step folder of another run; empty: random weights.
   void start(const std::filesystem::path& weights);
   void resume_from(const std::filesystem::path& step_directory);
+  // Returns the exit code. An Error that it throws says how the run goes on.
   int run();
 
  private:
   const Recipe& recipe() const { return resolved_.values; }
+  int run_to_the_end();
   void describe() const;
   bool due(std::int64_t every) const;
   void open_files();
   void continue_training(Progress& progress, bool& checkpoint_is_current);
   StepReport train_step();
-  double accumulate_gradients();
+  double accumulate_gradients(bool reduce);
+  void blame_gradients(const std::string& where);
   void agree_on_stop();
   int stop_signal() const { return group_.size() == 1 ? StopSignal::requested() : agreed_signal_; }
+  std::string hint_to_resume(const std::string& remedy) const;
   void require_finite(double value, const std::string& what, const std::string& where) const;
   void validate_into(ordered_json& line, Progress& progress);
   void log(const ordered_json& line);
@@ -133,7 +139,7 @@ void Trainer::start(const std::filesystem::path& weights) {
     model_.initialize(static_cast<std::uint64_t>(recipe().train.seed));
   } else {
     load_parameters(weights / "model.safetensors", model_);
-    state_.start_weights = weights.string();
+    state_.start_weights = printable(weights.string());
     if (group_.is_first()) fmt::print(stderr, "starting from the weights of {}\n", state_.start_weights);
   }
   open_files();
@@ -163,6 +169,22 @@ void Trainer::open_files() {
 }
 
 int Trainer::run() {
+  try {
+    return run_to_the_end();
+  } catch (const Error& error) {
+    throw Error(error.what(), hint_to_resume(error.hint()));
+  }
+}
+
+// Other ranks than the first know that a checkpoint was due, not that it is complete.
+std::string Trainer::hint_to_resume(const std::string& remedy) const {
+  const std::string begin = remedy.empty() ? "" : remedy + "; ";
+  if (last_checkpoint_.empty()) return begin + "there is no checkpoint yet";
+  return fmt::format("{}the same command with --resume goes on from {}", begin,
+                     group_.is_first() ? last_checkpoint_.string() : "the last checkpoint");
+}
+
+int Trainer::run_to_the_end() {
   const StopSignal stop;
   if (group_.is_first()) describe();
   bool checkpoint_is_current = !last_checkpoint_.empty();
@@ -234,8 +256,9 @@ void Trainer::describe() const {
     fmt::print(stderr, "warning: the dataset holds no validation tokens; val_loss is left out\n");
 }
 
-// Gradients of this process's share of the windows of a step, reduced over all. Returns its share of the mean loss.
-double Trainer::accumulate_gradients() {
+// Gradients of this process's share of the windows of a step, with `reduce` summed over all processes. Returns its
+// share of the mean loss.
+double Trainer::accumulate_gradients(bool reduce) {
   const Recipe& r = recipe();
   const std::int64_t micro_steps = r.micro_steps();
   at::Tensor loss_sum;
@@ -245,21 +268,31 @@ double Trainer::accumulate_gradients() {
         training_windows_.batch(state_.next_window + i * r.train.micro_batch, r.train.micro_batch).to(model_.device());
     at::Tensor loss = model_.loss(batch.narrow(1, 0, r.model.context), batch.narrow(1, 1, r.model.context));
     loss = loss / static_cast<double>(micro_steps);
-    if (buckets_ && i + group_.size() >= micro_steps) buckets_->reduce_in_next_backward();
+    if (reduce && buckets_ && i + group_.size() >= micro_steps) buckets_->reduce_in_next_backward();
     loss.backward();
     loss_sum = loss_sum.defined() ? loss_sum + loss.detach() : loss.detach();
     group_.advance();
   }
-  if (buckets_) buckets_->finish_step();
+  if (reduce && buckets_) buckets_->finish_step();
   return loss_sum.item<double>();
+}
+
+// A sum that is not finite does not tell whose gradients spoiled it, so each process makes its own once more.
+void Trainer::blame_gradients(const std::string& where) {
+  if (group_.size() == 1) return;
+  accumulate_gradients(/*reduce=*/false);
+  const auto norms = group_.exchange({optimizer_->clip_gradients(/*limit=*/0.0)});
+  for (std::size_t rank = 0; rank < norms.size(); ++rank) {
+    require_finite(norms[rank][0], fmt::format("gradient norm of rank {}", rank), where);
+  }
 }
 
 StepReport Trainer::train_step() {
   const Recipe& r = recipe();
   const Clock::time_point start = Clock::now();
   StepReport report;
-  const double own_loss = accumulate_gradients();
-  std::string where = fmt::format("in step {}: stopped before the update", state_.step + 1);
+  const double own_loss = accumulate_gradients(/*reduce=*/true);
+  const std::string where = fmt::format("in step {}: stopped before the update", state_.step + 1);
   const auto shares = group_.exchange({own_loss, static_cast<double>(StopSignal::requested())});
   for (std::size_t rank = 0; rank < shares.size(); ++rank) {
     if (shares.size() > 1) require_finite(shares[rank][0], fmt::format("loss of rank {}", rank), where);
@@ -268,6 +301,7 @@ StepReport Trainer::train_step() {
   }
   require_finite(report.loss, "loss", where);
   report.gradient_norm = optimizer_->clip_gradients(r.train.gradient_clip);
+  if (!std::isfinite(report.gradient_norm)) blame_gradients(where);
   require_finite(report.gradient_norm, "gradient norm", where);
   report.learning_rate = schedule_.at(state_.step);
   optimizer_->step(report.learning_rate);
@@ -341,8 +375,10 @@ void Trainer::sample(Progress& progress) {
 
 void Trainer::write_checkpoint(Progress& progress) {
   const auto moments = optimizer_->moments([this](const at::Tensor& part) { return group_.all_gather(part); });
-  last_checkpoint_ = checkpoint_directory(run_.path, state_.step);
-  if (!group_.is_first()) return;
+  if (!group_.is_first()) {
+    last_checkpoint_ = checkpoint_directory(run_.path, state_.step);
+    return;
+  }
   const ProcessGroup::SlowPhase slow(group_);
   metrics_->sync();
   samples_->sync();
@@ -358,6 +394,7 @@ void Trainer::write_checkpoint(Progress& progress) {
   save_training_state(writer.directory() / "state.json", state, dataset_.description());
   write_file_durably(writer.directory() / "recipe.toml", recipe_toml(resolved_));
   writer.commit();
+  last_checkpoint_ = checkpoint_directory(run_.path, state_.step);
   remove_old_checkpoints(run_.path, recipe().checkpoint.keep);
   progress.note(fmt::format("step {}  wrote {}", state_.step, last_checkpoint_.string()));
 }
@@ -376,30 +413,6 @@ void Trainer::summarize() const {
                recipe().train.steps);
   }
   fmt::print("{}\n", last_checkpoint_.string());
-}
-
-void resolve_vocabulary(ResolvedRecipe& recipe, const Dataset& dataset) {
-  std::int64_t& vocabulary = recipe.values.model.vocabulary;
-  const DatasetDescription& description = dataset.description();
-  if (vocabulary == 0) {
-    vocabulary = dataset.tokenizer()->padded_vocabulary_size();
-    recipe.origins["model.vocabulary"] = "dataset";
-  }
-  if (vocabulary < description.vocabulary_size) {
-    throw Error(fmt::format("model.vocabulary is {}, expected at least the {} ids of the dataset {}", vocabulary,
-                            description.vocabulary_size, dataset.directory().string()),
-                "leave it out to take the dataset's");
-  }
-}
-
-void require_equal_shares(const Recipe& recipe, int processes) {
-  if (recipe.micro_steps() % processes == 0) return;
-  const std::int64_t together = processes * recipe.train.micro_batch * recipe.model.context;
-  throw Error(
-      fmt::format("train.tokens_per_step is {}, expected a multiple of processes x train.micro_batch x "
-                  "model.context = {} x {} x {} = {}",
-                  recipe.train.tokens_per_step, processes, recipe.train.micro_batch, recipe.model.context, together),
-      "make train.micro_batch smaller, or start fewer processes");
 }
 
 struct StartWeights {

@@ -77,7 +77,7 @@ TEST_F(DatasetTest, ShardsAreFilledOneAfterTheOther) {
   prepare(what);
   for (const int number : {0, 1, 2}) {
     const TokenShard shard(what.output / ("train_00000" + std::to_string(number) + ".bin"));
-    EXPECT_EQ(shard.tokens().size(), number < 2 ? 4U : 3U);
+    EXPECT_EQ(shard.size(), number < 2 ? 4 : 3);
   }
   EXPECT_EQ(tokens_of(Dataset(what.output).train()), tokens_of_documents({"abcdefghij"}));
 }

@@ -2,9 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "lm/data/token_stream.h"
@@ -47,8 +50,43 @@ TEST_F(TokenShardTest, BytesAreThoseOfTheFormat) {
 
 TEST_F(TokenShardTest, ReadsWhatItWrote) {
   const TokenShard shard(write_shard("a.bin", {0, 7, 65535}));
-  const auto tokens = shard.tokens();
-  EXPECT_EQ(std::vector<int>(tokens.begin(), tokens.end()), (std::vector<int>{0, 7, 65535}));
+  ASSERT_EQ(shard.size(), 3);
+  std::vector<uint16_t> tokens(3);
+  shard.read(0, tokens);
+  EXPECT_EQ(tokens, (std::vector<uint16_t>{0, 7, 65535}));
+  shard.read(2, std::span(tokens).first(1));
+  EXPECT_EQ(tokens.front(), 65535);
+}
+
+TEST_F(TokenShardTest, RefusesToReadWhatWasWrittenToAfterItWasOpened) {
+  const auto path = write_shard("a.bin", {1, 2, 3});
+  const auto error_of_read = [&](const std::function<void()>& change) {
+    write_shard("a.bin", {1, 2, 3});
+    const TokenShard shard(path);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // time stamps of files have the grain of a tick
+    change();
+    uint16_t token[1];
+    return error_of([&] { shard.read(0, token); });
+  };
+  const std::string truncated = error_of_read([&] { std::filesystem::resize_file(path, 1025); });
+  EXPECT_EQ(truncated, path.string() + ": the file had 1030 bytes when it was opened and has 1025 now");
+  const std::string emptied = error_of_read([&] { std::filesystem::resize_file(path, 0); });
+  EXPECT_EQ(emptied, path.string() + ": the file had 1030 bytes when it was opened and has 0 now");
+  // Token 0 keeps its value: that the file is another one is what counts.
+  const std::string overwritten = error_of_read([&] { write_shard("a.bin", {1, 2, 4}); });
+  EXPECT_EQ(overwritten, path.string() + ": the file was written to after it was opened");
+}
+
+TEST_F(TokenShardTest, WhatWasReplacedOrRemovedStaysAsItWas) {
+  const auto path = write_shard("a.bin", {1, 2, 3});
+  const TokenShard shard(path);
+  std::filesystem::rename(write_shard("b.bin", {4, 5}), path);
+  std::vector<uint16_t> tokens(3);
+  shard.read(0, tokens);
+  EXPECT_EQ(tokens, (std::vector<uint16_t>{1, 2, 3}));
+  std::filesystem::remove(path);
+  shard.read(0, tokens);
+  EXPECT_EQ(tokens, (std::vector<uint16_t>{1, 2, 3}));
 }
 
 TEST_F(TokenShardTest, RefusesWrongHeaders) {
@@ -82,7 +120,7 @@ TEST_F(TokenShardTest, SurvivesRandomBytes) {
     const auto path = folder_.write("fuzz.bin", bytes);
     try {
       const TokenShard shard(path);
-      ASSERT_EQ(bytes.size(), 1024 + 2 * shard.tokens().size());
+      ASSERT_EQ(bytes.size(), 1024U + 2U * static_cast<size_t>(shard.size()));
       ++accepted;
     } catch (const Error&) {
     }
