@@ -159,7 +159,7 @@ __device__ __forceinline__ void add_unit(const Problem& p, const BackwardPlan& p
     const bool exists = row < head.queries.rows;
     const float factor = exists ? product_factor(head.q_factors[row]) : 0.f;
     own.row[r] = make_float2(exists ? head.beta * plan.position_scale[head.offset + row] : 0.f, factor);
-    unfit = unfit || factor != factor || !is_regular<T>(p, factor);
+    unfit = unfit || factor != factor || !is_regular(p, factor);
   }
   wait_for_copies<0>();
   __syncwarp();
@@ -265,7 +265,7 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
       if (lane < kSliceKeys) {
         const float factor = first_key + lane < s.key_length ? product_factor(k_factors[lane]) : 0.f;
         own.key_factor[lane] = factor;
-        unfit = factor != factor || !is_regular<T>(p, factor);
+        unfit = factor != factor || !is_regular(p, factor);
       }
       if (__any_sync(0xffffffffu, unfit)) {
         wait_for_copies<0>();

@@ -124,7 +124,7 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
       const int key = gathered.key(static_cast<int>(threadIdx.x));
       const float factor = key >= 0 && key < s.key_length ? product_factor(k_factors[key]) : 0.f;
       shared.key_factor[buffer][threadIdx.x] = factor;
-      unfit = unfit || factor != factor || !is_regular<T>(p, factor);
+      unfit = unfit || factor != factor || !is_regular(p, factor);
     }
   };
   load_half_tile<T, DIM>(shared.q, queries, first_row);
@@ -133,7 +133,7 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
     const int row = first_row + static_cast<int>(threadIdx.x);
     const float factor = row < s.query_length ? product_factor(q_factors[row]) : 0.f;
     shared.query_factor[threadIdx.x] = factor;
-    unfit = unfit || factor != factor || !is_regular<T>(p, factor);
+    unfit = unfit || factor != factor || !is_regular(p, factor);
   }
   fetch(next, 0);
   commit_copies();

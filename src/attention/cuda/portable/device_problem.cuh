@@ -105,6 +105,14 @@ __device__ inline float4 scaled(float4 x, float high, float low) {
                      fmaf(x.w, high, x.w * low));
 }
 
+// Whether the 16-bit kernels can use a row with this factor as it is: their products of raw rows must not overflow, and
+// g / |x| must keep its digits in 16 bits. Zero vectors (factor 1e12, taken for 0 in products) and rows that are not
+// finite are dropped from products.
+__device__ inline bool is_regular(const Problem& p, float factor) {
+  if (!p.normalize || factor != factor || factor >= 1e12f || factor == 0.f) return true;
+  return p.type == DataType::kFloat16 ? factor > 0x1p-10f && factor < 0x1p8f : factor > 0x1p-50f && factor < 0x1p50f;
+}
+
 // c_n of the absolute position n.
 __device__ inline double threshold_scale(const Problem& p, std::int64_t position) {
   const double log_ratio = log(static_cast<double>(position + 1) / p.kappa);

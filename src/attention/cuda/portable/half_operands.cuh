@@ -46,13 +46,6 @@ __device__ inline float* key_factors(const Problem& p, const Sequence& s, int vi
 // A zero vector has the factor 1e12, which 16 bits may not hold; its products are 0 whatever the factor.
 __device__ inline float product_factor(float factor) { return factor >= 1e12f ? 0.f : factor; }
 
-// Whether products of raw rows with this factor stay in range and g / |x| keeps its digits in 16 bits.
-template <class T>
-__device__ inline bool is_regular(const Problem& p, float factor) {
-  if (!p.normalize || factor != factor || factor >= 1e12f || factor == 0.f) return true;
-  return std::is_same_v<T, __half> ? factor > 0x1p-10f && factor < 0x1p8f : factor > 0x1p-50f && factor < 0x1p50f;
-}
-
 // Rare: makes rows fit for products, in shared memory. A row whose factor is NaN becomes zero (the weights of its pairs
 // carry the NaN, and times zero it stays in its own row of a product); a row that is not regular is scaled by a power
 // of two to a norm near 1, its factor with it. Factors lie `stride` floats apart. The whole block takes part, or with BY_WARP each warp for itself.
@@ -64,7 +57,7 @@ __device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors
     const float factor = factors[i / DIM * stride];
     if (factor != factor) {
       tile[i] = T(0.f);
-    } else if (!is_regular<T>(p, factor)) {
+    } else if (!is_regular(p, factor)) {
       tile[i] = T(scalbnf(static_cast<float>(tile[i]), ilogbf(factor)));
     }
   }
@@ -72,7 +65,7 @@ __device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors
 #pragma unroll 1
   for (int r = own; r < rows; r += threads) {
     const float factor = factors[r * stride];
-    if (!is_regular<T>(p, factor)) factors[r * stride] = scalbnf(factor, -ilogbf(factor));
+    if (!is_regular(p, factor)) factors[r * stride] = scalbnf(factor, -ilogbf(factor));
   }
   BY_WARP ? __syncwarp() : __syncthreads();
 }

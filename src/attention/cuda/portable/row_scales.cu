@@ -31,13 +31,6 @@ __device__ double scale_of_row(DataType type, const void* data, std::int64_t sta
   return normalize ? 1.0 / fmax(sqrt(sum), 1e-12) : 1.0;
 }
 
-// Whether the 16-bit kernels can use a row with this factor: their products of raw rows must not overflow, and g / |x|
-// must keep its digits in 16 bits. Zero vectors (factor 1e12) and rows that are not finite are dropped from products.
-__device__ bool is_regular(const Problem& p, float scale) {
-  if (!p.normalize || scale != scale || scale >= 1e12f) return true;
-  return p.type == DataType::kFloat16 ? scale > 0x1p-10f && scale < 0x1p8f : scale > 0x1p-50f && scale < 0x1p50f;
-}
-
 __global__ void __launch_bounds__(kThreads)
     row_scales_kernel(const __grid_constant__ Problem p, std::int64_t query_rows, std::int64_t key_rows) {
   const std::int64_t rows_of_view = p.shape.query_heads * query_rows + p.shape.key_heads * key_rows;
