@@ -112,21 +112,40 @@ struct BackwardOutputs {
   void* dlambda = nullptr;
 };
 
-// Bytes of the survivor index and of scratch memory. Functions of shape and options only.
-TDA_PUBLIC std::size_t attention_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options);
-TDA_PUBLIC std::size_t attention_forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options);
-TDA_PUBLIC std::size_t attention_backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options);
+// Documents packed one after the other along the length: tensors have batch 1, document d owns the query rows
+// query_offsets[d] .. query_offsets[d + 1] - 1 and the key rows key_offsets[d] .. key_offsets[d + 1] - 1. Attention
+// stays inside a document: positions count from its first key, and its last query is aligned with its last key. The
+// count + 1 offsets begin at 0, never decrease (equal neighbours are an empty document) and end at the shape's
+// query_length and key_length; no document has more queries than keys. longest_query and longest_key are upper bounds
+// of the documents' lengths, at most the total lengths; the size of the survivor index depends on them. The gradients
+// of beta and lambda are sums over documents, in their order.
+struct PackedDocuments {
+  const std::int32_t* query_offsets = nullptr;
+  const std::int32_t* key_offsets = nullptr;
+  std::int64_t count = 0;
+  std::int64_t longest_query = 0;
+  std::int64_t longest_key = 0;
+};
+
+// Bytes of the survivor index and of scratch memory. Functions of shape and options only; with packed documents, the
+// index also depends on count and longest lengths (offsets may be null there), scratch memory on the offsets.
+TDA_PUBLIC std::size_t attention_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                                      const PackedDocuments* documents = nullptr);
+TDA_PUBLIC std::size_t attention_forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                                         const PackedDocuments* documents = nullptr);
+TDA_PUBLIC std::size_t attention_backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                                          const PackedDocuments* documents = nullptr);
 
 // Computes the output on the CPU. `workspace` has attention_forward_workspace_bytes() bytes, aligned to 64.
 TDA_PUBLIC Status attention_forward(const AttentionShape& shape, const AttentionOptions& options,
                                     const AttentionInputs& inputs, const ForwardOutputs& outputs, void* workspace,
-                                    std::size_t workspace_bytes);
+                                    std::size_t workspace_bytes, const PackedDocuments* documents = nullptr);
 
 // Computes the gradients for the cotangent `d_output` (shape of the output) on the CPU, bitwise repeatable.
-// `survivor_index` is what attention_forward wrote for the same shape, options and inputs.
+// `survivor_index` is what attention_forward wrote for the same shape, options, inputs and documents.
 TDA_PUBLIC Status attention_backward(const AttentionShape& shape, const AttentionOptions& options,
                                      const AttentionInputs& inputs, const ConstTensor& d_output,
                                      const void* survivor_index, const BackwardOutputs& outputs, void* workspace,
-                                     std::size_t workspace_bytes);
+                                     std::size_t workspace_bytes, const PackedDocuments* documents = nullptr);
 
 }  // namespace tda

@@ -5,6 +5,10 @@
 // is enqueued on `stream`. Nothing is allocated, nothing waits for the device and no device value is read by the host,
 // so that a call can be captured into a CUDA graph. Built when TDA_CUDA is on; otherwise the calls return an error.
 //
+// Packed documents: the offsets of PackedDocuments are device pointers, and as the host does not read them, they are
+// not checked: offsets that break the rules, or a document longer than longest_query and longest_key say, are undefined
+// behaviour. These two bound the launch; the total lengths always do.
+//
 // Errors. A bad argument gives a Status that names the argument, its value and what was expected, before any launch.
 // A launch that fails gives a Status with the kernel's name; a fault inside a running kernel surfaces, as always with
 // CUDA, at a later call on the device.
@@ -28,19 +32,6 @@ enum class CudaKernels { kAutomatic, kPortable };
 
 struct CudaAttentionOptions {
   CudaKernels kernels = CudaKernels::kAutomatic;
-};
-
-// Documents packed one after the other along the length: tensors have shape (1, heads, total length, dim), document d
-// owns query rows query_offsets[d] .. query_offsets[d+1] and key rows key_offsets[d] .. key_offsets[d+1], and attention
-// stays inside a document, bottom-right aligned and with positions counted there. Offsets are device pointers to
-// count + 1 increasing values from 0 to the shape's query_length and key_length; each document has at least as many
-// keys as queries. The host does not read them; the longest lengths bound the launch.
-struct PackedDocuments {
-  const std::int32_t* query_offsets = nullptr;
-  const std::int32_t* key_offsets = nullptr;
-  std::int64_t count = 0;
-  std::int64_t longest_query = 0;
-  std::int64_t longest_key = 0;
 };
 
 // True when the CUDA kernels were built into this library.

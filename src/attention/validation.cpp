@@ -28,6 +28,31 @@ Status validate_parameter(const char* name, const void* values, const AttentionS
   return {};
 }
 
+std::string element(const char* name, std::int64_t index) {
+  return std::string(name) + '[' + std::to_string(index) + ']';
+}
+
+// count + 1 offsets from 0 to `total` that never decrease, no two further apart than `longest`.
+Status validate_offsets(const char* name, const std::int32_t* offsets, std::int64_t count, const char* total_name,
+                        std::int64_t total, const char* longest_name, std::int64_t longest) {
+  if (offsets == nullptr) return failure(name, "null", std::to_string(count + 1) + " offsets");
+  if (offsets[0] != 0) return failure(element(name, 0), offsets[0], "0");
+  for (std::int64_t d = 0; d < count; ++d) {
+    const std::int64_t before = offsets[d], after = offsets[d + 1];
+    if (after < before) return failure(element(name, d + 1), after, std::to_string(before) + " or more");
+    if (after - before > longest) {
+      return failure(
+          element(name, d + 1), after,
+          std::to_string(before) + " plus at most " + longest_name + ", which is " + std::to_string(longest));
+    }
+  }
+  if (offsets[count] != total) {
+    return failure(element(name, count), offsets[count],
+                   std::string(total_name) + ", which is " + std::to_string(total));
+  }
+  return {};
+}
+
 }  // namespace
 
 bool has_no_queries(const AttentionShape& shape) {
@@ -64,6 +89,44 @@ Status validate_shape(const AttentionShape& shape, const AttentionOptions& optio
   if (options.threads < 0) return failure("threads", options.threads, "0 (one per core) or more");
   if (options.task_runner != nullptr && options.task_runner->run == nullptr) {
     return failure("task_runner->run", "null", "a function");
+  }
+  return {};
+}
+
+Status validate_document_bounds(const AttentionShape& shape, const PackedDocuments& d) {
+  if (shape.batch != 1) return failure("batch", shape.batch, "1 with packed documents");
+  if (d.count < 1) return failure("documents.count", d.count, "1 or more");
+  if (d.longest_query < 0 || d.longest_query > shape.query_length) {
+    return failure("documents.longest_query", d.longest_query,
+                   "0 to query_length, which is " + std::to_string(shape.query_length));
+  }
+  if (d.longest_key < d.longest_query || d.longest_key > shape.key_length) {
+    return failure("documents.longest_key", d.longest_key,
+                   "longest_query, which is " + std::to_string(d.longest_query) + ", to key_length, which is " +
+                       std::to_string(shape.key_length));
+  }
+  return {};
+}
+
+Status validate_document_offsets(const AttentionShape& shape, const PackedDocuments& documents) {
+  const std::int32_t *query = documents.query_offsets, *key = documents.key_offsets;
+  if (Status status = validate_offsets("documents.query_offsets", query, documents.count, "query_length",
+                                       shape.query_length, "longest_query", documents.longest_query);
+      !status.ok()) {
+    return status;
+  }
+  if (Status status = validate_offsets("documents.key_offsets", key, documents.count, "key_length", shape.key_length,
+                                       "longest_key", documents.longest_key);
+      !status.ok()) {
+    return status;
+  }
+  for (std::int64_t d = 0; d < documents.count; ++d) {
+    const std::int64_t queries = query[d + 1] - query[d], keys = key[d + 1] - key[d];
+    if (queries > keys) {
+      return failure("documents.query_offsets",
+                     std::to_string(queries) + " queries long in document " + std::to_string(d),
+                     "at most its keys, which are " + std::to_string(keys));
+    }
   }
   return {};
 }

@@ -10,6 +10,10 @@ namespace tda {
 // Shape and options alone; what the size queries and both passes require.
 Status validate_shape(const AttentionShape& shape, const AttentionOptions& options);
 
+// Batch, count and longest lengths of packed documents; their offsets. The shape has been validated.
+Status validate_document_bounds(const AttentionShape& shape, const PackedDocuments& documents);
+Status validate_document_offsets(const AttentionShape& shape, const PackedDocuments& documents);
+
 // Pointers and parameter values of the inputs. The shape has been validated.
 Status validate_inputs(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs);
 

@@ -25,10 +25,21 @@ AttentionOptions cpu_options(const AttentionArguments& arguments) {
 
 struct Cpu {
   static AttentionOptions options(const AttentionArguments& arguments) { return cpu_options(arguments); }
-  static constexpr auto forward_workspace_bytes = attention_forward_workspace_bytes;
-  static constexpr auto backward_workspace_bytes = attention_backward_workspace_bytes;
-  static constexpr auto forward = attention_forward;
-  static constexpr auto backward = attention_backward;
+  static std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
+    return attention_forward_workspace_bytes(shape, options);
+  }
+  static std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
+    return attention_backward_workspace_bytes(shape, options);
+  }
+  static Status forward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
+                        const ForwardOutputs& outputs, void* workspace, std::size_t workspace_bytes) {
+    return attention_forward(shape, options, inputs, outputs, workspace, workspace_bytes);
+  }
+  static Status backward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
+                         const ConstTensor& d_output, const void* survivor_index, const BackwardOutputs& outputs,
+                         void* workspace, std::size_t workspace_bytes) {
+    return attention_backward(shape, options, inputs, d_output, survivor_index, outputs, workspace, workspace_bytes);
+  }
 };
 
 ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,

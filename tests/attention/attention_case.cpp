@@ -1,5 +1,6 @@
 #include "attention_case.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <sstream>
@@ -54,6 +55,16 @@ const char* type_name(DataType type) {
       return "fp64";
   }
   return "?";
+}
+
+PackedDocuments packed_documents(const AttentionCase& c) {
+  PackedDocuments documents{c.query_offsets.data(), c.key_offsets.data(), c.document_count()};
+  for (std::size_t d = 0; d + 1 < c.query_offsets.size(); ++d) {
+    documents.longest_query =
+        std::max<std::int64_t>(documents.longest_query, c.query_offsets[d + 1] - c.query_offsets[d]);
+    documents.longest_key = std::max<std::int64_t>(documents.longest_key, c.key_offsets[d + 1] - c.key_offsets[d]);
+  }
+  return documents;
 }
 
 std::vector<double> parameter_values(DataType type, const std::vector<double>& raw, std::int64_t count) {
@@ -139,10 +150,12 @@ Results run(const AttentionCase& c, Implementation implementation, bool backward
   const bool reference = implementation == Implementation::kReference;
   const AttentionShape& s = c.shape;
   const CaseInputs inputs(c);
+  const PackedDocuments packed = packed_documents(c);
+  const PackedDocuments* const documents = c.query_offsets.empty() ? nullptr : &packed;
   Results results;
   results.survivors.assign(static_cast<std::size_t>(s.batch * s.query_heads * s.query_length), -1);
   TensorBuffer output(c.options.data_type, c.d_output[0].sizes(), c.layouts.output);
-  ScratchMemory index(reference ? 0 : operator_index_bytes(s, c.options));
+  ScratchMemory index(reference ? 0 : operator_index_bytes(s, c.options, documents));
   ForwardOutputs forward;
   forward.output = output.mutable_view();
   forward.survivors = results.survivors.data();
@@ -151,8 +164,8 @@ Results run(const AttentionCase& c, Implementation implementation, bool backward
   } else {
     // Without a gradient no index is asked for.
     if (backward) forward.survivor_index = index.data();
-    ScratchMemory workspace(operator_forward_workspace_bytes(s, c.options));
-    require_ok(operator_forward(s, c.options, inputs.get(), forward, workspace.data(), workspace.bytes()));
+    ScratchMemory workspace(operator_forward_workspace_bytes(s, c.options, documents));
+    require_ok(operator_forward(s, c.options, inputs.get(), forward, workspace.data(), workspace.bytes(), documents));
     results.gaps_untouched = workspace.guard_untouched() && index.guard_untouched();
   }
   results.output = output.values();
@@ -176,9 +189,9 @@ Results run(const AttentionCase& c, Implementation implementation, bool backward
   if (reference) {
     reference_backward(s, c.options, inputs.get(), c.d_output[0].view(), out);
   } else {
-    ScratchMemory workspace(operator_backward_workspace_bytes(s, c.options));
+    ScratchMemory workspace(operator_backward_workspace_bytes(s, c.options, documents));
     require_ok(operator_backward(s, c.options, inputs.get(), c.d_output[0].view(), index.data(), out, workspace.data(),
-                                 workspace.bytes()));
+                                 workspace.bytes(), documents));
     results.gaps_untouched = results.gaps_untouched && workspace.guard_untouched() && index.guard_untouched();
   }
   for (std::size_t view = 0; view < c.q.size(); ++view) {

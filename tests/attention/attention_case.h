@@ -21,7 +21,9 @@ struct AttentionCase {
   Layouts layouts;
   std::vector<TensorBuffer> q, k;         // one per view
   std::vector<TensorBuffer> v, d_output;  // one each
-  std::vector<double> beta, lambda;       // per query head, as doubles that the parameter type holds exactly
+  // Offsets of packed documents (PackedDocuments); empty without.
+  std::vector<std::int32_t> query_offsets, key_offsets;
+  std::vector<double> beta, lambda;  // per query head, as doubles that the parameter type holds exactly
 
   // Inputs filled with iid normal values, d_output too; beta 1 and lambda 0.5.
   AttentionCase(const AttentionShape& shape, const AttentionOptions& options, const Layouts& layouts,
@@ -31,6 +33,7 @@ struct AttentionCase {
     return options.data_type == DataType::kFloat64 ? DataType::kFloat64 : DataType::kFloat32;
   }
   std::string describe() const;
+  std::int64_t document_count() const { return static_cast<std::int64_t>(query_offsets.size()) - 1; }
 
   // The same numbers as contiguous float64 tensors: what the reference computes from it carries no rounding.
   AttentionCase in_double() const;
@@ -58,7 +61,8 @@ struct Results {
 enum class Implementation { kReference, kOperator };
 
 // Runs forward and, with `backward`, the gradients of sum(output * d_output). Outputs, workspace and index are
-// pre-filled with NaN patterns so that nothing unwritten goes unnoticed. Throws std::runtime_error on a bad Status.
+// pre-filled with NaN patterns so that nothing unwritten goes unnoticed. Throws std::runtime_error on a bad Status. The
+// reference knows no packed documents.
 Results run(const AttentionCase& test_case, Implementation implementation, bool backward);
 
 // tau of query row `row` in head `head`.

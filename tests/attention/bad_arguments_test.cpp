@@ -25,6 +25,7 @@ struct Call {
   ForwardOutputs forward;
   ConstTensor d_output;
   BackwardOutputs backward;
+  const PackedDocuments* documents = nullptr;
   std::ptrdiff_t workspace_shortage = 0;
   std::ptrdiff_t workspace_offset = 0;
 
@@ -42,7 +43,7 @@ struct Call {
   };
 
   Answer run() {
-    std::vector<unsigned char> index(attention_survivor_index_bytes(shape, options) + 64);
+    std::vector<unsigned char> index(attention_survivor_index_bytes(shape, options, documents) + 64);
     forward.survivor_index = align(index);
     const auto with_workspace = [&](std::size_t bytes, const auto& body) {
       std::vector<unsigned char> memory(bytes + 128);
@@ -50,12 +51,14 @@ struct Call {
                   static_cast<std::size_t>(static_cast<std::ptrdiff_t>(bytes) - workspace_shortage));
     };
     Answer answer;
-    answer.forward = with_workspace(
-        attention_forward_workspace_bytes(shape, options),
-        [&](void* data, std::size_t size) { return attention_forward(shape, options, inputs, forward, data, size); });
-    answer.backward =
-        with_workspace(attention_backward_workspace_bytes(shape, options), [&](void* data, std::size_t size) {
-          return attention_backward(shape, options, inputs, d_output, forward.survivor_index, backward, data, size);
+    answer.forward =
+        with_workspace(attention_forward_workspace_bytes(shape, options, documents), [&](void* data, std::size_t size) {
+          return attention_forward(shape, options, inputs, forward, data, size, documents);
+        });
+    answer.backward = with_workspace(
+        attention_backward_workspace_bytes(shape, options, documents), [&](void* data, std::size_t size) {
+          return attention_backward(shape, options, inputs, d_output, forward.survivor_index, backward, data, size,
+                                    documents);
         });
     return answer;
   }
@@ -148,6 +151,66 @@ TEST(BadArguments, SmallOrMisalignedWorkspace) {
   const Status misaligned = call.run().forward;
   EXPECT_NE(misaligned.message.find("workspace"), std::string::npos) << misaligned.message;
   EXPECT_NE(misaligned.message.find("64"), std::string::npos) << misaligned.message;
+}
+
+// A sound call with packed documents, to be spoiled: three documents, one of them empty.
+struct PackedCall {
+  Call call;
+  std::vector<std::int32_t> query_offsets{0, 4, 4, 10}, key_offsets{0, 5, 5, 12};
+  PackedDocuments documents{query_offsets.data(), key_offsets.data(), 3, 6, 7};
+
+  PackedCall() {
+    call.shape.batch = 1;
+    call.documents = &documents;
+  }
+};
+
+struct PackedMistake {
+  const char* argument;
+  const char* value;
+  std::function<void(PackedCall&)> make;
+};
+
+std::ostream& operator<<(std::ostream& out, const PackedMistake& mistake) { return out << mistake.argument; }
+
+class BadDocuments : public testing::TestWithParam<PackedMistake> {};
+
+TEST_P(BadDocuments, AreNamedByBothPasses) {
+  PackedCall packed;
+  GetParam().make(packed);
+  const Call::Answer answer = packed.call.run();
+  for (const Status& status : {answer.forward, answer.backward}) {
+    EXPECT_EQ(status.message.find(std::string(GetParam().argument) + " is " + GetParam().value), 0U) << status.message;
+    EXPECT_NE(status.message.find("expected"), std::string::npos) << status.message;
+    EXPECT_EQ(status.message.find('\n'), std::string::npos) << "one line: " << status.message;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Packed, BadDocuments,
+    testing::Values(
+        PackedMistake{"batch", "2", [](PackedCall& c) { c.call.shape.batch = 2; }},
+        PackedMistake{"documents.count", "0", [](PackedCall& c) { c.documents.count = 0; }},
+        PackedMistake{"documents.longest_query", "11", [](PackedCall& c) { c.documents.longest_query = 11; }},
+        PackedMistake{"documents.longest_key", "5", [](PackedCall& c) { c.documents.longest_key = 5; }},
+        PackedMistake{"documents.longest_key", "13", [](PackedCall& c) { c.documents.longest_key = 13; }},
+        PackedMistake{"documents.query_offsets", "null", [](PackedCall& c) { c.documents.query_offsets = nullptr; }},
+        PackedMistake{"documents.key_offsets", "null", [](PackedCall& c) { c.documents.key_offsets = nullptr; }},
+        PackedMistake{"documents.query_offsets[0]", "1", [](PackedCall& c) { c.query_offsets[0] = 1; }},
+        PackedMistake{"documents.query_offsets[2]", "3", [](PackedCall& c) { c.query_offsets[2] = 3; }},
+        PackedMistake{"documents.query_offsets[3]", "9", [](PackedCall& c) { c.query_offsets[3] = 9; }},
+        PackedMistake{"documents.key_offsets[3]", "11", [](PackedCall& c) { c.key_offsets[3] = 11; }},
+        PackedMistake{"documents.key_offsets[3]", "12", [](PackedCall& c) { c.documents.longest_key = 6; }},
+        PackedMistake{"documents.query_offsets", "6 queries long in document 2", [](PackedCall& c) {
+                        c.key_offsets = {0, 7, 7, 12};
+                        c.documents.key_offsets = c.key_offsets.data();
+                      }}));
+
+TEST(BadDocuments, SoundCallIsAccepted) {
+  PackedCall packed;
+  const Call::Answer answer = packed.call.run();
+  EXPECT_TRUE(answer.forward.ok()) << answer.forward.message;
+  EXPECT_TRUE(answer.backward.ok()) << answer.backward.message;
 }
 
 TEST(BadArguments, NoQueriesIsNoMistake) {

@@ -55,29 +55,47 @@ AttentionInputs copy_inputs(DeviceCopies& copies, const AttentionShape& s, const
   return result;
 }
 
+// The same documents with their offsets on the device.
+PackedDocuments copy_documents(DeviceCopies& copies, const PackedDocuments& documents) {
+  PackedDocuments result = documents;
+  const auto copy = [&](const std::int32_t* offsets) {
+    return static_cast<const std::int32_t*>(copies.copy_array(DataType::kFloat32, offsets, documents.count + 1, false));
+  };
+  result.query_offsets = copy(documents.query_offsets);
+  result.key_offsets = copy(documents.key_offsets);
+  return result;
+}
+
 }  // namespace
 
 bool operator_takes(DataType type) { return type != DataType::kFloat64; }
 
-std::size_t operator_index_bytes(const AttentionShape& shape, const AttentionOptions& options) {
-  return attention_cuda_survivor_index_bytes(shape, options);
+std::size_t operator_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                 const PackedDocuments* documents) {
+  return attention_cuda_survivor_index_bytes(shape, options, documents);
 }
-std::size_t operator_forward_workspace_bytes(const AttentionShape&, const AttentionOptions&) { return 0; }
-std::size_t operator_backward_workspace_bytes(const AttentionShape&, const AttentionOptions&) { return 0; }
+std::size_t operator_forward_workspace_bytes(const AttentionShape&, const AttentionOptions&, const PackedDocuments*) {
+  return 0;
+}
+std::size_t operator_backward_workspace_bytes(const AttentionShape&, const AttentionOptions&, const PackedDocuments*) {
+  return 0;
+}
 
 Status operator_forward(const AttentionShape& s, const AttentionOptions& options, const AttentionInputs& inputs,
-                        const ForwardOutputs& outputs, void*, std::size_t) {
+                        const ForwardOutputs& outputs, void*, std::size_t, const PackedDocuments* host_documents) {
   DeviceCopies copies(options.data_type);
+  const PackedDocuments packed = host_documents ? copy_documents(copies, *host_documents) : PackedDocuments{};
+  const PackedDocuments* const documents = host_documents ? &packed : nullptr;
   const AttentionInputs device_inputs = copy_inputs(copies, s, options, inputs);
   ForwardOutputs device;
   device.output = copies.copy(outputs.output, s.batch, s.query_heads, s.query_length, s.value_dim);
   device.survivors = static_cast<std::int32_t*>(
       copies.copy_array(DataType::kFloat32, outputs.survivors, s.batch * s.query_heads * s.query_length, true));
-  const auto words = static_cast<std::int64_t>(operator_index_bytes(s, options) / 4);
+  const auto words = static_cast<std::int64_t>(operator_index_bytes(s, options, documents) / 4);
   device.survivor_index = copies.copy_array(DataType::kFloat32, outputs.survivor_index, words, true);
-  const DeviceWorkspace workspace(attention_cuda_forward_workspace_bytes(s, options));
+  const DeviceWorkspace workspace(attention_cuda_forward_workspace_bytes(s, options, documents));
   if (Status status = attention_cuda_forward(s, options, device_inputs, device, workspace.data(), workspace.bytes(),
-                                             nullptr, kernels_to_test());
+                                             nullptr, kernels_to_test(), documents);
       !status.ok()) {
     return status;
   }
@@ -88,11 +106,13 @@ Status operator_forward(const AttentionShape& s, const AttentionOptions& options
 
 Status operator_backward(const AttentionShape& s, const AttentionOptions& options, const AttentionInputs& inputs,
                          const ConstTensor& d_output, const void* survivor_index, const BackwardOutputs& outputs, void*,
-                         std::size_t) {
+                         std::size_t, const PackedDocuments* host_documents) {
   DeviceCopies copies(options.data_type);
+  const PackedDocuments packed = host_documents ? copy_documents(copies, *host_documents) : PackedDocuments{};
+  const PackedDocuments* const documents = host_documents ? &packed : nullptr;
   const AttentionInputs device_inputs = copy_inputs(copies, s, options, inputs);
   const ConstTensor device_d_output = copies.copy(d_output, s.batch, s.query_heads, s.query_length, s.value_dim);
-  const auto words = static_cast<std::int64_t>(operator_index_bytes(s, options) / 4);
+  const auto words = static_cast<std::int64_t>(operator_index_bytes(s, options, documents) / 4);
   const void* index = copies.copy_array(DataType::kFloat32, survivor_index, words, false);
   BackwardOutputs device;
   for (int view = 0; view < options.views; ++view) {
@@ -102,9 +122,10 @@ Status operator_backward(const AttentionShape& s, const AttentionOptions& option
   device.dv = copies.copy(outputs.dv, s.batch, s.key_heads, s.key_length, s.value_dim);
   device.dbeta = copies.copy_array(DataType::kFloat32, outputs.dbeta, s.query_heads, true);
   device.dlambda = copies.copy_array(DataType::kFloat32, outputs.dlambda, s.query_heads, true);
-  const DeviceWorkspace workspace(attention_cuda_backward_workspace_bytes(s, options));
-  if (Status status = attention_cuda_backward(s, options, device_inputs, device_d_output, index, device,
-                                              workspace.data(), workspace.bytes(), nullptr, kernels_to_test());
+  const DeviceWorkspace workspace(attention_cuda_backward_workspace_bytes(s, options, documents));
+  if (Status status =
+          attention_cuda_backward(s, options, device_inputs, device_d_output, index, device, workspace.data(),
+                                  workspace.bytes(), nullptr, kernels_to_test(), documents);
       !status.ok()) {
     return status;
   }

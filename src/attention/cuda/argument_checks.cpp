@@ -64,6 +64,13 @@ Status check_documents(const AttentionShape& s, const PackedDocuments& d) {
                    "longest_query, which is " + std::to_string(d.longest_query) + ", to key_length, which is " +
                        std::to_string(s.key_length));
   }
+  // Every document gets the blocks of the longest one.
+  const double blocks = (static_cast<double>(d.longest_key) / 64 + 1) * static_cast<double>(s.query_heads) * 2 *
+                        static_cast<double>(d.count);
+  if (blocks >= 2147483648.0) {
+    return failure("documents.count * query_heads * documents.longest_key / 32", blocks,
+                   "less than 2^31: longest_query and longest_key closer to the longest documents");
+  }
   return {};
 }
 
