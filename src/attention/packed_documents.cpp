@@ -56,6 +56,16 @@ std::size_t index_offset(const AttentionShape& shape, const AttentionOptions& op
   return static_cast<std::size_t>((query / kIndexRows + document) * words * options.views * shape.query_heads) * 8;
 }
 
+// Zeros between what a document's call writes of the index and the part of the next one: nothing stays unwritten.
+void fill_index_gap(const AttentionShape& shape, const AttentionOptions& options, const PackedDocuments& documents,
+                    std::int64_t document, void* survivor_index) {
+  if (survivor_index == nullptr) return;
+  const std::size_t own = unchecked::survivor_index_bytes(document_shape(shape, documents, document), options) +
+                          index_offset(shape, options, documents, documents.query_offsets[document], document);
+  const std::size_t next = index_offset(shape, options, documents, documents.query_offsets[document + 1], document + 1);
+  std::memset(static_cast<char*>(survivor_index) + own, 0, next - own);
+}
+
 double work_of(const AttentionShape& document) {
   const auto queries = static_cast<double>(document.query_length), keys = static_cast<double>(document.key_length);
   constexpr double kRowWork = 64.0;  // what a row costs besides its pairs, in pairs
@@ -189,6 +199,9 @@ void packed_forward(const AttentionShape& shape, const AttentionOptions& options
                     const ForwardOutputs& outputs, void* workspace, const PackedDocuments& documents) {
   const auto attend = [&](std::int64_t document, const AttentionShape& own, const AttentionOptions& own_options,
                           char* slot) {
+    if (!unchecked::uses_reference(options)) {
+      fill_index_gap(shape, options, documents, document, outputs.survivor_index);
+    }
     if (own.query_length == 0) return;
     const std::int64_t query = documents.query_offsets[document], key = documents.key_offsets[document];
     auto* const survivors = reinterpret_cast<std::int32_t*>(slot);

@@ -86,6 +86,31 @@ TEST(PackedIndex, SizeIsAFunctionOfTotalLengthsCountAndLongestKey) {
   EXPECT_EQ(attention_survivor_index_bytes(shape, wide, &documents), 0U);
 }
 
+// Who compares or hashes it meets no uninitialized byte.
+TEST(PackedIndex, EveryByteIsWritten) {
+  const AttentionCase packed =
+      packed_case({{70, 70}, {0, 5}, {3, 40}, {0, 0}}, kHeads, make_options(DataType::kBFloat16, 2), {}, 5);
+  const PackedDocuments documents{packed.query_offsets.data(), packed.key_offsets.data(), 4, 73, 115};
+  const CaseInputs inputs(packed);
+  TensorBuffer output(packed.options.data_type, packed.d_output[0].sizes(), Layout::kContiguous);
+  std::vector<std::uint64_t> workspace(attention_forward_workspace_bytes(packed.shape, packed.options, &documents) / 8 +
+                                       16);
+  const std::uintptr_t begin = (reinterpret_cast<std::uintptr_t>(workspace.data()) + 63) / 64 * 64;
+  const std::size_t bytes = attention_survivor_index_bytes(packed.shape, packed.options, &documents);
+  std::vector<unsigned char> index[2];
+  for (const unsigned char fill : {0x00, 0xFF}) {
+    index[fill / 0xFF].assign(bytes, fill);
+    ForwardOutputs outputs;
+    outputs.output = output.mutable_view();
+    outputs.survivor_index = index[fill / 0xFF].data();
+    ASSERT_TRUE(attention_forward(packed.shape, packed.options, inputs.get(), outputs, reinterpret_cast<void*>(begin),
+                                  workspace.size() * 8 - 64, &documents)
+                    .ok());
+  }
+  EXPECT_EQ(index[0], index[1]);
+  EXPECT_NE(index[0], std::vector<unsigned char>(bytes, 0));
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, PackedSchedule,
                          testing::Values(DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16,
                                          DataType::kFloat64));
