@@ -1,6 +1,7 @@
 """Threshold Differential Attention: sparse, signed attention without a softmax (arXiv 2601.12145).
 
 - :func:`threshold_rela` (TRA, one view) and :func:`differential_threshold_rela` (TDA, two views): the operators.
+- :func:`threshold_rela_varlen` and :func:`differential_threshold_rela_varlen`: the same on packed documents.
 - :class:`ThresholdDifferentialAttention`: a drop-in attention layer.
 - :mod:`threshold_attention.compat`: names, argument order and semantics of the published code.
 - :mod:`threshold_attention.reference`: the same functions in plain PyTorch, any dtype and device.
@@ -16,6 +17,7 @@ from threshold_attention import compat, reference
 from threshold_attention._library import load_library
 from threshold_attention.functional import differential_threshold_rela, threshold_rela
 from threshold_attention.module import ThresholdDifferentialAttention
+from threshold_attention.packed import differential_threshold_rela_varlen, threshold_rela_varlen
 
 load_library()
 
@@ -23,7 +25,9 @@ __all__ = [
     "ThresholdDifferentialAttention",
     "compat",
     "differential_threshold_rela",
+    "differential_threshold_rela_varlen",
     "reference",
     "threshold_rela",
+    "threshold_rela_varlen",
 ]
 __version__ = "0.1.0"

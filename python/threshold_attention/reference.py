@@ -6,10 +6,18 @@ v spreads to every row that sees it; the operators confine it to rows with weigh
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
-__all__ = ["attention_weights", "differential_threshold_rela", "threshold_rela"]
+__all__ = [
+    "attention_weights",
+    "differential_threshold_rela",
+    "differential_threshold_rela_varlen",
+    "threshold_rela",
+    "threshold_rela_varlen",
+]
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -83,3 +91,64 @@ def differential_threshold_rela(
     weights = a1 - _per_head(lam, q1).clamp(0.0, 1.0) * a2
     output = weights @ v.repeat_interleave(q1.shape[1] // v.shape[1], dim=1)
     return (output, ((a1 != 0) | (a2 != 0)).sum(-1, dtype=torch.int32)) if return_statistics else output
+
+
+def _documents(tensors: tuple[Tensor, ...], cu_seqlens: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cuts (total, H, D) tensors into (1, H, T, D) ones, one tuple a document."""
+    offsets = cu_seqlens.tolist()
+    return [
+        tuple(x[first:last].transpose(0, 1).unsqueeze(0) for x in tensors)
+        for first, last in itertools.pairwise(offsets)
+    ]
+
+
+def _pack(results: list[tuple[Tensor, Tensor]], return_statistics: bool) -> Tensor | tuple[Tensor, Tensor]:
+    output = torch.cat([output.squeeze(0).transpose(0, 1) for output, _ in results])
+    return (output, torch.cat([survivors.squeeze(0) for _, survivors in results], -1)) if return_statistics else output
+
+
+def threshold_rela_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    *,
+    return_statistics: bool = False,
+    **options: float | Tensor,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`threshold_attention.threshold_rela_varlen` in plain PyTorch: a loop over the documents."""
+    del max_seqlen_q, max_seqlen_k
+    queries, keys_values = _documents((q,), cu_seqlens_q), _documents((k, v), cu_seqlens_k)
+    results = [
+        threshold_rela(*qs, *kvs, **options, return_statistics=True)
+        for qs, kvs in zip(queries, keys_values, strict=True)
+    ]
+    return _pack(results, return_statistics)
+
+
+def differential_threshold_rela_varlen(
+    q1: Tensor,
+    k1: Tensor,
+    q2: Tensor,
+    k2: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    *,
+    return_statistics: bool = False,
+    **options: float | Tensor,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`threshold_attention.differential_threshold_rela_varlen` in plain PyTorch: a loop over the documents."""
+    del max_seqlen_q, max_seqlen_k
+    results = [
+        differential_threshold_rela(q_1, k_1, q_2, k_2, values, **options, return_statistics=True)
+        for (q_1, q_2), (k_1, k_2, values) in zip(
+            _documents((q1, q2), cu_seqlens_q), _documents((k1, k2, v), cu_seqlens_k), strict=True
+        )
+    ]
+    return _pack(results, return_statistics)

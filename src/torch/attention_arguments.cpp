@@ -61,7 +61,63 @@ void check_shapes(const AttentionArguments& a) {
                     ", got shape ", a.v.sym_sizes());
 }
 
+void check_offsets(const char* name, const at::Tensor& offsets, const at::Tensor& q) {
+  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.sym_size(0) >= 2, name,
+                    ": expected shape (documents + 1,) for one or more documents, got shape ", offsets.sym_sizes());
+  TORCH_CHECK_VALUE(offsets.scalar_type() == at::kInt, name, ": expected dtype int32, got ", offsets.scalar_type());
+  TORCH_CHECK_VALUE(offsets.device() == q.device(), name, ": expected the device of q, ", q.device(), ", got ",
+                    offsets.device());
+}
+
+void check_packed(const PackedArguments& packed, const AttentionArguments& a) {
+  TORCH_CHECK_VALUE(a.q1.sym_size(0) == 1, "q: expected batch size 1 with packed documents, got shape ",
+                    a.q1.sym_sizes());
+  check_offsets("cu_seqlens_q", packed.cu_seqlens_q, a.q1);
+  check_offsets("cu_seqlens_k", packed.cu_seqlens_k, a.q1);
+  TORCH_CHECK_VALUE(packed.cu_seqlens_k.sym_size(0) == packed.cu_seqlens_q.sym_size(0),
+                    "cu_seqlens_k: expected the shape of cu_seqlens_q, ", packed.cu_seqlens_q.sym_sizes(), ", got ",
+                    packed.cu_seqlens_k.sym_sizes());
+  const c10::SymInt queries = a.q1.sym_size(2), keys = a.k1.sym_size(2);
+  TORCH_CHECK_VALUE(packed.max_seqlen_q >= 0 && packed.max_seqlen_q <= queries,
+                    "max_seqlen_q: expected 0 to the total length of q, ", queries, ", got ", packed.max_seqlen_q);
+  TORCH_CHECK_VALUE(packed.max_seqlen_k >= packed.max_seqlen_q && packed.max_seqlen_k <= keys,
+                    "max_seqlen_k: expected max_seqlen_q, ", packed.max_seqlen_q, ", to the total length of k, ", keys,
+                    ", got ", packed.max_seqlen_k);
+}
+
+// Offsets as the user gave them: from 0 to `total`, never decreasing, no document longer than `longest`.
+void check_offset_values(const char* name, const at::Tensor& offsets, std::int64_t total, const char* longest_name,
+                         std::int64_t longest) {
+  const at::Tensor contiguous = offsets.contiguous();
+  const auto* value = contiguous.const_data_ptr<std::int32_t>();
+  const std::int64_t count = contiguous.numel() - 1;
+  TORCH_CHECK_VALUE(value[0] == 0, name, ": expected 0 first, got ", value[0]);
+  for (std::int64_t d = 0; d < count; ++d) {
+    TORCH_CHECK_VALUE(value[d] <= value[d + 1], name, ": expected offsets that never decrease, got ", value[d],
+                      " and then ", value[d + 1], " for document ", d);
+    const std::int64_t length = std::int64_t{value[d + 1]} - value[d];
+    TORCH_CHECK_VALUE(length <= longest, longest_name, ": expected at least the length of document ", d, ", ", length,
+                      ", got ", longest);
+  }
+  TORCH_CHECK_VALUE(value[count] == total, name, ": expected the total length ", total, " last, got ", value[count]);
+}
+
 }  // namespace
+
+void check_documents(const PackedArguments& packed, const AttentionShape& shape) {
+  check_offset_values("cu_seqlens_q", packed.cu_seqlens_q, shape.query_length, "max_seqlen_q",
+                      packed.max_seqlen_q.expect_int());
+  check_offset_values("cu_seqlens_k", packed.cu_seqlens_k, shape.key_length, "max_seqlen_k",
+                      packed.max_seqlen_k.expect_int());
+  const at::Tensor query_offsets = packed.cu_seqlens_q.contiguous(), key_offsets = packed.cu_seqlens_k.contiguous();
+  const auto* query = query_offsets.const_data_ptr<std::int32_t>();
+  const auto* key = key_offsets.const_data_ptr<std::int32_t>();
+  for (std::int64_t d = 0; d + 1 < query_offsets.numel(); ++d) {
+    TORCH_CHECK_VALUE(query[d + 1] - query[d] <= key[d + 1] - key[d],
+                      "cu_seqlens_q: expected at most as many queries as keys in document ", d, ", ",
+                      key[d + 1] - key[d], ", got ", query[d + 1] - query[d]);
+  }
+}
 
 void check_arguments(const AttentionArguments& a) {
   TORCH_CHECK_VALUE(a.q1.dim() == 4, "q: expected 4 dimensions (batch, heads, length, dim), got shape ",
@@ -82,6 +138,7 @@ void check_arguments(const AttentionArguments& a) {
                       ", got ", a.k2->sym_sizes());
     check_parameter("lam", *a.lam, a.q1);
   }
+  if (a.packed) check_packed(*a.packed, a);
   TORCH_CHECK_VALUE(std::isfinite(a.kappa) && a.kappa > 0.0, "kappa: expected a finite number above 0, got ", a.kappa);
   TORCH_CHECK_VALUE(std::isfinite(a.power) && a.power >= 1.0, "power: expected a finite number of at least 1, got ",
                     a.power);
@@ -132,9 +189,22 @@ AttentionOptions attention_options(const AttentionArguments& a) {
   return options;
 }
 
-std::int64_t saved_index_bytes(const AttentionShape& shape, const AttentionOptions& options) {
-  return static_cast<std::int64_t>(
-      std::max(attention_survivor_index_bytes(shape, options), attention_cuda_survivor_index_bytes(shape, options)));
+std::optional<PackedDocuments> attention_documents(const AttentionArguments& a) {
+  if (!a.packed) return std::nullopt;
+  const auto value = [](const c10::SymInt& x) { return x.guard_int(__FILE__, __LINE__); };
+  PackedDocuments documents;
+  documents.count = value(a.packed->cu_seqlens_q.sym_size(0)) - 1;
+  documents.longest_query = value(a.packed->max_seqlen_q);
+  documents.longest_key = value(a.packed->max_seqlen_k);
+  return documents;
+}
+
+std::int64_t saved_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                               const PackedDocuments* documents) {
+  const std::size_t on_cpu = attention_survivor_index_bytes(shape, options, documents);
+  // CUDA has no float64: an index for it would stay unwritten.
+  if (options.data_type == DataType::kFloat64) return static_cast<std::int64_t>(on_cpu);
+  return static_cast<std::int64_t>(std::max(on_cpu, attention_cuda_survivor_index_bytes(shape, options, documents)));
 }
 
 at::Tensor empty_stored_like(const at::Tensor& x, const c10::SymInt& dim) {

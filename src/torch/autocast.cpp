@@ -8,26 +8,40 @@ namespace tda {
 namespace {
 
 template <c10::DispatchKey key, c10::DeviceType device>
-ForwardResult forward_autocast(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
-                               bool statistics) {
+ForwardResult attend(const AttentionArguments& a, bool save_index, bool statistics) {
   const c10::impl::ExcludeDispatchKeyGuard once(key);
   const auto cast = [](const auto& x) {
     return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
   };
-  const at::Tensor cast_q1 = cast(q1), cast_k1 = cast(k1), cast_v = cast(v);
-  const std::optional<at::Tensor> cast_q2 = cast(q2), cast_k2 = cast(k2);
-  return call_forward({cast_q1, cast_k1, cast_q2, cast_k2, cast_v, beta, lam, kappa, power, normalize}, save_index,
+  const at::Tensor q1 = cast(a.q1), k1 = cast(a.k1), v = cast(a.v);
+  const std::optional<at::Tensor> q2 = cast(a.q2), k2 = cast(a.k2);
+  return call_forward({q1, k1, q2, k2, v, a.beta, a.lam, a.kappa, a.power, a.normalize, a.packed}, save_index,
                       statistics);
+}
+
+template <c10::DispatchKey key, c10::DeviceType device>
+ForwardResult forward_autocast(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
+                               bool statistics) {
+  return attend<key, device>({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
+}
+
+template <c10::DispatchKey key, c10::DeviceType device>
+ForwardResult forward_packed_autocast(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
+                                      bool normalize, bool save_index, bool statistics) {
+  const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
+  return attend<key, device>({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(threshold_attention, AutocastCPU, library) {
   library.impl("forward", &forward_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>);
+  library.impl("forward_packed", &forward_packed_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>);
 }
 
 TORCH_LIBRARY_IMPL(threshold_attention, AutocastCUDA, library) {
   library.impl("forward", &forward_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>);
+  library.impl("forward_packed", &forward_packed_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>);
 }
 
 }  // namespace tda

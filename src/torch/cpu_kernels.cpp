@@ -25,37 +25,48 @@ AttentionOptions cpu_options(const AttentionArguments& arguments) {
 
 struct Cpu {
   static AttentionOptions options(const AttentionArguments& arguments) { return cpu_options(arguments); }
-  static std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
-    return attention_forward_workspace_bytes(shape, options);
-  }
-  static std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options) {
-    return attention_backward_workspace_bytes(shape, options);
-  }
-  static Status forward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
-                        const ForwardOutputs& outputs, void* workspace, std::size_t workspace_bytes) {
-    return attention_forward(shape, options, inputs, outputs, workspace, workspace_bytes);
-  }
-  static Status backward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
-                         const ConstTensor& d_output, const void* survivor_index, const BackwardOutputs& outputs,
-                         void* workspace, std::size_t workspace_bytes) {
-    return attention_backward(shape, options, inputs, d_output, survivor_index, outputs, workspace, workspace_bytes);
-  }
+  static constexpr auto forward_workspace_bytes = attention_forward_workspace_bytes;
+  static constexpr auto backward_workspace_bytes = attention_backward_workspace_bytes;
+  static constexpr auto forward = attention_forward;
+  static constexpr auto backward = attention_backward;
 };
+
+ForwardResult attend(const AttentionArguments& arguments, bool save_index, bool statistics) {
+  check_arguments(arguments);
+  if (arguments.packed) check_documents(*arguments.packed, attention_shape(arguments));
+  check_finite("beta", arguments.beta);
+  if (arguments.views() == 2) check_finite("lam", *arguments.lam);
+  return run_forward<Cpu>(arguments, save_index, statistics);
+}
+
+BackwardResult differentiate(const at::Tensor& d_output, const AttentionArguments& arguments, const at::Tensor& index,
+                             GradientMask mask) {
+  check_arguments(arguments);
+  if (arguments.packed) check_documents(*arguments.packed, attention_shape(arguments));
+  return run_backward<Cpu>(d_output, arguments, index, mask);
+}
 
 ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
                           bool statistics) {
-  const AttentionArguments arguments{q1, k1, q2, k2, v, beta, lam, kappa, power, normalize};
-  check_arguments(arguments);
-  check_finite("beta", beta);
-  if (arguments.views() == 2) check_finite("lam", *lam);
-  return run_forward<Cpu>(arguments, save_index, statistics);
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
 }
 
 BackwardResult backward_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index, double kappa,
                             double power, bool normalize, GradientMask mask) {
-  const AttentionArguments arguments{q1, k1, q2, k2, v, beta, lam, kappa, power, normalize};
-  check_arguments(arguments);
-  return run_backward<Cpu>(d_output, arguments, index, mask);
+  return differentiate(d_output, {q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, index, mask);
+}
+
+ForwardResult forward_packed_cpu(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
+                                 bool normalize, bool save_index, bool statistics) {
+  const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
+}
+
+BackwardResult backward_packed_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS,
+                                   const at::Tensor& index, double kappa, double power, bool normalize,
+                                   GradientMask mask) {
+  const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
+  return differentiate(d_output, {q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, index, mask);
 }
 
 }  // namespace
@@ -63,6 +74,8 @@ BackwardResult backward_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS
 TORCH_LIBRARY_IMPL(threshold_attention, CPU, library) {
   library.impl("forward", &forward_cpu);
   library.impl("backward", &backward_cpu);
+  library.impl("forward_packed", &forward_packed_cpu);
+  library.impl("backward_packed", &backward_packed_cpu);
 }
 
 }  // namespace tda

@@ -1,12 +1,14 @@
 // The bodies of the operators `forward` and `backward`, for any device: memory from PyTorch's allocator, arithmetic
 // from floor 1.
 //
-// Device is a struct of static functions: options(arguments), forward_workspace_bytes,
-// backward_workspace_bytes (shape, options), and forward and backward with the parameters of tda::attention_forward and
-// tda::attention_backward. Arguments have been checked.
+// Device is a struct of static functions: options(arguments), and forward_workspace_bytes, backward_workspace_bytes,
+// forward and backward with the parameters of tda::attention_forward_workspace_bytes and so on. Arguments have been
+// checked.
 #pragma once
 
 #include <ATen/ops/empty.h>
+
+#include <optional>
 
 #include "torch/operator_calls.h"
 
@@ -24,8 +26,11 @@ inline Tensor mutable_view_of(const at::Tensor& x) {
 
 // Keeps the tensors alive whose pointers `inputs` holds.
 struct BoundInputs {
-  at::Tensor q[2], k[2], v, beta, lam;
+  at::Tensor q[2], k[2], v, beta, lam, query_offsets, key_offsets;
   AttentionInputs inputs;
+  std::optional<PackedDocuments> packed;
+
+  const PackedDocuments* documents() const { return packed ? &*packed : nullptr; }
 };
 
 inline BoundInputs bind_inputs(const AttentionArguments& a) {
@@ -46,11 +51,24 @@ inline BoundInputs bind_inputs(const AttentionArguments& a) {
   }
   bound.inputs.v = view_of(bound.v);
   bound.inputs.beta = bound.beta.const_data_ptr();
+  bound.packed = attention_documents(a);
+  if (bound.packed) {
+    bound.query_offsets = a.packed->cu_seqlens_q.contiguous();
+    bound.key_offsets = a.packed->cu_seqlens_k.contiguous();
+    bound.packed->query_offsets = bound.query_offsets.const_data_ptr<std::int32_t>();
+    bound.packed->key_offsets = bound.key_offsets.const_data_ptr<std::int32_t>();
+  }
   return bound;
 }
 
 inline at::Tensor empty_bytes(std::size_t bytes, const at::Tensor& like) {
   return at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
+}
+
+inline std::int64_t index_bytes_of(const AttentionArguments& arguments, const AttentionShape& shape,
+                                   const AttentionOptions& options) {
+  const std::optional<PackedDocuments> documents = attention_documents(arguments);
+  return saved_index_bytes(shape, options, documents ? &*documents : nullptr);
 }
 
 inline void require_ok(const Status& status) { TORCH_CHECK_VALUE(status.ok(), status.message); }
@@ -65,7 +83,7 @@ ForwardResult run_forward(const AttentionArguments& arguments, bool save_index, 
   if (statistics) {
     survivors = at::empty({shape.batch, shape.query_heads, shape.query_length}, arguments.q1.options().dtype(at::kInt));
   }
-  at::Tensor index = empty_bytes(save_index ? saved_index_bytes(shape, options) : 0, arguments.q1);
+  at::Tensor index = empty_bytes(save_index ? index_bytes_of(arguments, shape, options) : 0, arguments.q1);
   if (output.numel() == 0) return {output, survivors, index};
 
   const BoundInputs bound = bind_inputs(arguments);
@@ -73,9 +91,10 @@ ForwardResult run_forward(const AttentionArguments& arguments, bool save_index, 
   outputs.output = mutable_view_of(output);
   if (statistics) outputs.survivors = survivors.mutable_data_ptr<std::int32_t>();
   if (save_index) outputs.survivor_index = index.mutable_data_ptr();
-  const at::Tensor workspace = empty_bytes(Device::forward_workspace_bytes(shape, options), arguments.q1);
+  const at::Tensor workspace =
+      empty_bytes(Device::forward_workspace_bytes(shape, options, bound.documents()), arguments.q1);
   require_ok(Device::forward(shape, options, bound.inputs, outputs, workspace.mutable_data_ptr(),
-                             static_cast<std::size_t>(workspace.numel())));
+                             static_cast<std::size_t>(workspace.numel()), bound.documents()));
   return {output, survivors, index};
 }
 
@@ -84,7 +103,7 @@ BackwardResult run_backward(const at::Tensor& d_output, const AttentionArguments
                             const GradientMask& mask) {
   const AttentionShape shape = attention_shape(arguments);
   const AttentionOptions options = Device::options(arguments);
-  const auto index_bytes = static_cast<std::int64_t>(saved_index_bytes(shape, options));
+  const std::int64_t index_bytes = index_bytes_of(arguments, shape, options);
   TORCH_CHECK_VALUE(index.numel() == index_bytes, "index: expected the ", index_bytes,
                     " bytes that forward wrote with save_index, got ", index.numel());
   TORCH_CHECK_VALUE(
@@ -118,9 +137,11 @@ BackwardResult run_backward(const at::Tensor& d_output, const AttentionArguments
   if (mask[4]) outputs.dv = mutable_view_of(dv);
   if (mask[5]) outputs.dbeta = dbeta.mutable_data_ptr();
   if (mask[6] && two_views) outputs.dlambda = dlam.mutable_data_ptr();
-  const at::Tensor workspace = empty_bytes(Device::backward_workspace_bytes(shape, options), arguments.q1);
+  const at::Tensor workspace =
+      empty_bytes(Device::backward_workspace_bytes(shape, options, bound.documents()), arguments.q1);
   require_ok(Device::backward(shape, options, bound.inputs, view_of(cotangent), index.const_data_ptr(), outputs,
-                              workspace.mutable_data_ptr(), static_cast<std::size_t>(workspace.numel())));
+                              workspace.mutable_data_ptr(), static_cast<std::size_t>(workspace.numel()),
+                              bound.documents()));
   return result;
 }
 

@@ -1,4 +1,5 @@
-// Typed calls of the two operators through PyTorch's dispatcher. Schemas: operator_schemas.cpp and docs/operator.md.
+// Typed calls of the operators `forward` and `backward`, or, with packed documents, `forward_packed` and
+// `backward_packed`, through PyTorch's dispatcher. Schemas: operator_schemas.cpp and docs/operator.md.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,9 +27,18 @@ BackwardResult call_backward(const at::Tensor& d_output, const AttentionArgument
   const at::Tensor &q1, const at::Tensor &k1, const std::optional<at::Tensor>&q2, const std::optional<at::Tensor>&k2, \
       const at::Tensor &v, const at::Tensor &beta, const std::optional<at::Tensor>&lam
 
+// What `forward_packed` and `backward_packed` have more.
+#define TDA_PACKED_PARAMETERS \
+  const at::Tensor &cu_seqlens_q, const at::Tensor &cu_seqlens_k, c10::SymInt max_seqlen_q, c10::SymInt max_seqlen_k
+
 using ForwardSignature = ForwardResult(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize,
                                        bool save_index, bool statistics);
+using ForwardPackedSignature = ForwardResult(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa,
+                                             double power, bool normalize, bool save_index, bool statistics);
 using BackwardSignature = BackwardResult(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index,
                                          double kappa, double power, bool normalize, GradientMask mask);
+using BackwardPackedSignature = BackwardResult(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS,
+                                               TDA_PACKED_PARAMETERS, const at::Tensor& index, double kappa,
+                                               double power, bool normalize, GradientMask mask);
 
 }  // namespace tda

@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "tda/attention.h"
 
 namespace tda {
@@ -26,7 +28,31 @@ TDA_PUBLIC at::Tensor differential_threshold_rela(const at::Tensor& q1, const at
                                                   const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lambda,
                                                   const at::Tensor& beta, const ThresholdOptions& options = {});
 
-// The same with int32 (B, H_q, T_q): per row, the pairs with a non-zero weight in any view.
+// Documents packed along the length. cu_seqlens_q, cu_seqlens_k: int32 (documents + 1) on the device of q, from 0,
+// never decreasing, to the total lengths of q and k; document d owns the rows cu_seqlens[d] to cu_seqlens[d + 1] - 1,
+// and has at most as many queries as keys. max_seqlen_q, max_seqlen_k: upper bounds of the documents' lengths; by
+// default the total lengths. On CUDA they bound the launch, and the host reads no offset.
+struct Documents {
+  at::Tensor cu_seqlens_q;
+  at::Tensor cu_seqlens_k;
+  std::optional<c10::SymInt> max_seqlen_q;
+  std::optional<c10::SymInt> max_seqlen_k;
+};
+
+// TRA and TDA inside every document. q: (total_q, H_q, D); k: (total_k, H_kv, D); v: (total_k, H_kv, D_v). Returns
+// (total_q, H_q, D_v).
+TDA_PUBLIC at::Tensor threshold_rela_varlen(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                            const Documents& documents, const at::Tensor& beta,
+                                            const ThresholdOptions& options = {});
+
+TDA_PUBLIC at::Tensor differential_threshold_rela_varlen(const at::Tensor& q1, const at::Tensor& k1,
+                                                         const at::Tensor& q2, const at::Tensor& k2,
+                                                         const at::Tensor& v, const Documents& documents,
+                                                         const at::Tensor& lambda, const at::Tensor& beta,
+                                                         const ThresholdOptions& options = {});
+
+// threshold_rela and differential_threshold_rela with int32 (B, H_q, T_q): per row, the pairs with a non-zero weight in
+// any view.
 struct OutputAndSurvivors {
   at::Tensor output;
   at::Tensor survivors;

@@ -58,3 +58,12 @@ def test_signatures_keep_options_keyword_only(function):
     tensors = ["q", "k", "v"] if function is ta.threshold_rela else ["q1", "k1", "q2", "k2", "v"]
     assert list(parameters)[: len(tensors)] == tensors
     assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name not in tensors)
+
+
+@pytest.mark.parametrize("function", [ta.threshold_rela_varlen, ta.differential_threshold_rela_varlen])
+def test_packed_signatures_follow_those_of_flash_attention(function):
+    parameters = inspect.signature(function).parameters
+    tensors = ["q", "k", "v"] if function is ta.threshold_rela_varlen else ["q1", "k1", "q2", "k2", "v"]
+    positional = [*tensors, "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"]
+    assert list(parameters)[: len(positional)] == positional
+    assert all(p.kind is p.KEYWORD_ONLY for name, p in parameters.items() if name not in positional)
