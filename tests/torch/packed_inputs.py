@@ -51,20 +51,32 @@ class Packed:
             t["q1"], t["k1"], t["q2"], t["k2"], t["v"], *offsets, beta=t["beta"], lam=t["lam"], **options
         )
 
+    def rows(self) -> list[tuple[slice, slice]]:
+        """Query rows and key rows of every document."""
+        offsets = [itertools.pairwise(itertools.accumulate(row, initial=0)) for row in zip(*self.lengths, strict=True)]
+        return [(slice(*queries), slice(*keys)) for queries, keys in zip(*offsets, strict=True)]
+
+    def documents(self) -> list[dict[str, Tensor]]:
+        """The tensors of every document as (1, heads, length, dim), and beta and lam."""
+        return [
+            {
+                name: x[queries if name[0] == "q" else keys].transpose(0, 1)[None] if x.dim() == 3 else x
+                for name, x in self.tensors.items()
+                if name in self.names
+            }
+            for queries, keys in self.rows()
+        ]
+
     def attend_one_by_one(self, module: ModuleType, **options) -> tuple[Tensor, Tensor]:
         """module's plain operator on every document: output (total, heads, dim), survivors (heads, total)."""
-        t, results = self.tensors, []
-        for (q0, q1), (k0, k1) in zip(
-            itertools.pairwise(itertools.accumulate((q for q, _ in self.lengths), initial=0)),
-            itertools.pairwise(itertools.accumulate((k for _, k in self.lengths), initial=0)),
-            strict=True,
-        ):
-            rows = {"q": slice(q0, q1), "k": slice(k0, k1), "v": slice(k0, k1)}
-            own = {name: t[name][rows[name[0]]].transpose(0, 1)[None] for name in self.names if t[name].dim() == 3}
+        results = []
+        for t in self.documents():
+            parameters = {name: t[name] for name in ("beta", "lam") if name in t}
             if self.views == 1:
-                call = module.threshold_rela(own["q1"], own["k1"], own["v"], beta=t["beta"], **options)
+                call = module.threshold_rela(t["q1"], t["k1"], t["v"], **parameters, **options)
             else:
-                call = module.differential_threshold_rela(*own.values(), beta=t["beta"], lam=t["lam"], **options)
+                tensors = (t[name] for name in ("q1", "k1", "q2", "k2", "v"))
+                call = module.differential_threshold_rela(*tensors, **parameters, **options)
             results.append(call)
         return (
             torch.cat([output[0].transpose(0, 1) for output, _ in results]),
@@ -89,7 +101,12 @@ def packed_inputs(
     return Packed(lengths, tensors, *offsets, views=views)
 
 
-def gradients(output: Tensor, packed: Packed) -> dict[str, Tensor]:
-    cotangent = torch.sin(torch.arange(output.numel(), dtype=torch.float64)).reshape(output.shape)
-    grads = torch.autograd.grad(output, packed.leaves(), cotangent.to(output.dtype).to(output.device))
+def cotangent_of(output: Tensor) -> Tensor:
+    """The same numbers for outputs of the same shape, dtype and device."""
+    values = torch.sin(torch.arange(output.numel(), dtype=torch.float64)).reshape(output.shape)
+    return values.to(output.dtype).to(output.device)
+
+
+def gradients(output: Tensor, packed: Packed, cotangent: Tensor | None = None) -> dict[str, Tensor]:
+    grads = torch.autograd.grad(output, packed.leaves(), cotangent_of(output) if cotangent is None else cotangent)
     return dict(zip(packed.names, grads, strict=True))
