@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def write_result(arguments: argparse.Namespace, rows: list[dict[str, object]]) -
     names = ("layers", "heads", "width", "length", "batch", "beta", "steps", "threads")
     result = {
         "what": "milliseconds of forward, backward and AdamW of one batch, the fastest of the steps",
-        "command": " ".join(["bench/training_step.py", *sys.argv[1:]]),
+        "command": shlex.join(["bench/training_step.py", *sys.argv[1:]]),
         "commit": arguments.commit,
         "machine": arguments.machine,
         "pytorch": torch.__version__,

@@ -21,6 +21,7 @@ namespace {
 
 void make_names_unique(std::vector<AnalyzedRun>& runs) {
   std::vector<std::string> names;
+  names.reserve(runs.size());
   for (const AnalyzedRun& run : runs) names.push_back(run.name);
   names = unique_names(std::move(names));
   for (std::size_t index = 0; index < runs.size(); ++index) runs[index].name = names[index];

@@ -45,7 +45,7 @@ std::string outcome_text(int code, const std::string& message, const std::string
 }  // namespace
 
 std::string choose_backend(const std::string& name, at::Device device) {
-  const std::string fitting = device.is_cuda() ? "nccl" : "gloo";
+  std::string fitting = device.is_cuda() ? "nccl" : "gloo";
   if (name != "auto" && name != fitting) {
     throw Error(fmt::format("distributed.backend is {}, expected {} for train.device {}", name, fitting,
                             device.is_cuda() ? "cuda" : "cpu"),
@@ -100,6 +100,7 @@ void ProcessGroup::connect(const std::string& backend, at::Device device, millis
 
 std::vector<std::string> ProcessGroup::gather_text(const std::string& text) {
   std::vector<std::string> keys;
+  keys.reserve(static_cast<std::size_t>(size()));
   for (int other = 0; other < size(); ++other) keys.push_back(fmt::format("text/{}/{}", gathered_, other));
   ++gathered_;
   const State before = watch_ ? watch_->state() : State::kWorking;
