@@ -129,8 +129,7 @@ __device__ __forceinline__ void add_step(const Problem& p, typename ColumnTaskPl
 #pragma unroll
   for (int strip = 0; strip < kStepRows / 16; ++strip) {
     if ((strips >> strip & 1u) == 0) continue;
-    load_rows<T, DIM, 16, 32>(own.d_output + 16 * strip * DIM, head.d_output, lane,
-                              first_row + first + 16 * strip);
+    load_rows<T, DIM, 16, 32>(own.d_output + 16 * strip * DIM, head.d_output, lane, first_row + first + 16 * strip);
   }
   commit_copies();
   wait_for_copies<0>();
@@ -242,8 +241,8 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
   const Sequence s = sequence_at(p, task.sequence);
   const int first_key = static_cast<int>(task.tile) * kSliceKeys;
-  const std::int64_t slice = task.tile + BackwardPlan::first_slice(p.key_offsets != nullptr, task.sequence, s.first_key,
-                                                                   p.shape.key_length);
+  const std::int64_t slice =
+      task.tile + BackwardPlan::first_slice(p.key_offsets != nullptr, task.sequence, s.first_key, p.shape.key_length);
   // The smallest of the group's scales, so that one serves all heads that add to the same dv.
   float value_scale = weight_scale<T>(p, key_head * group, s.key_length);
   for (int n = 1; n < group; ++n) {
@@ -282,8 +281,8 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
         if (shared_column) add_over_warps<T, DIM>(shared, sums.dk);
         if (stores) {
           store_half_gradient<T, DIM>(p.normalize, own.k, own.key_factor, k_factors, keys, first_key, 0,
-                                      1.f / kWeightScale<DIM>, target, row_offset(target, s.batch, key_head, s.first_key), a.pairs_dk[view],
-                                      sums.dk);
+                                      1.f / kWeightScale<DIM>, target,
+                                      row_offset(target, s.batch, key_head, s.first_key), a.pairs_dk[view], sums.dk);
         }
       }
       __syncwarp();
@@ -324,7 +323,7 @@ constexpr int kBlocksPerProcessor = DIM == 64 ? 3 : 2;
 template <class T, int DIM, bool SQUARE>
 __global__ void __launch_bounds__(kHalfThreads, kBlocksPerProcessor<DIM>)
     backward_key_value_half_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
-                               const __grid_constant__ BackwardPlan plan) {
+                                   const __grid_constant__ BackwardPlan plan) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<ColumnTaskPlan<T, DIM>*>(shared_bytes);
   claim_tasks<kHalfThreads / 32>(plan.column_tasks, [&](const BackwardTask& task, bool by_block) {
@@ -336,14 +335,16 @@ template <class T, int DIM, bool SQUARE>
 cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                             cudaStream_t stream) {
   return launch_staying(backward_key_value_half_kernel<T, DIM, SQUARE>, kHalfThreads, kBlocksPerProcessor<DIM>,
-                        static_cast<int>(sizeof(ColumnTaskPlan<T, DIM>)), plan.column_tasks.capacity, stream, p, a, plan);
+                        static_cast<int>(sizeof(ColumnTaskPlan<T, DIM>)), plan.column_tasks.capacity, stream, p, a,
+                        plan);
 }
 
 template <class T>
 cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
   const bool square = p.power == 2.f;
   if (p.shape.value_dim <= 64) {
-    return square ? launch_instance<T, 64, true>(p, a, plan, stream) : launch_instance<T, 64, false>(p, a, plan, stream);
+    return square ? launch_instance<T, 64, true>(p, a, plan, stream)
+                  : launch_instance<T, 64, false>(p, a, plan, stream);
   }
   return square ? launch_instance<T, 128, true>(p, a, plan, stream)
                 : launch_instance<T, 128, false>(p, a, plan, stream);
@@ -352,7 +353,7 @@ cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardP
 }  // namespace
 
 cudaError_t launch_backward_key_value_half(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                                 cudaStream_t stream) {
+                                           cudaStream_t stream) {
   return p.type == DataType::kBFloat16 ? launch<__nv_bfloat16>(p, a, plan, stream) : launch<__half>(p, a, plan, stream);
 }
 

@@ -46,7 +46,7 @@ struct BackwardPlan {
 
   // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
   TDA_HOST_DEVICE static std::int64_t first_slice(bool packed, std::int64_t sequence, std::int64_t first_key,
-                                                      std::int64_t key_length) {
+                                                  std::int64_t key_length) {
     return packed ? first_key / 16 + sequence : sequence * ((key_length + 15) / 16);
   }
   TDA_HOST_DEVICE std::int64_t column_offset(std::int64_t view_and_head, std::int64_t slice) const {

@@ -59,8 +59,8 @@ __device__ __forceinline__ bool score_excess(const LaneRows& rows, const float* 
 // One live slice, at `column` of the gathered tile.
 template <class T, int DIM, bool SQUARE>
 __device__ __forceinline__ void add_slice(const Problem& p, RowTaskPlan<T, DIM>& shared, int buffer, int column,
-                                          int first_key, bool masked, int view, float sign,
-                                          const LaneRows& rows, RowSums& sums, float (&dq)[DIM / 8][4]) {
+                                          int first_key, bool masked, int view, float sign, const LaneRows& rows,
+                                          RowSums& sums, float (&dq)[DIM / 8][4]) {
   const int t = own_lane() % 4, warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   float scores[2][4] = {}, d_weights[2][4] = {};
   multiply_rows<T, DIM>(scores, shared.q, warp_row, shared.k[buffer], column);
@@ -102,7 +102,7 @@ __device__ __forceinline__ void load_gathered(T* tile, const HalfRows& source, c
 
 template <class T, int DIM, bool SQUARE>
 __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                             const BackwardTask& task, RowTaskPlan<T, DIM>& shared) {
+                                             const BackwardTask& task, RowTaskPlan<T, DIM>& shared) {
   const int view = static_cast<int>(task.view), head = static_cast<int>(task.head);
   const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
   const Sequence s = sequence_at(p, task.sequence);
@@ -175,9 +175,9 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
 
   if (a.outputs.dq[view].data) {
     const Tensor& target = a.outputs.dq[view];
-    store_half_gradient<T, DIM>(p.normalize, shared.q, shared.query_factor, q_factors + first_row, queries, first_row, warp_row,
-                                1.f / kWeightScale<DIM>, target, row_offset(target, s.batch, head, s.first_query),
-                                a.pairs_dq[view], dq);
+    store_half_gradient<T, DIM>(p.normalize, shared.q, shared.query_factor, q_factors + first_row, queries, first_row,
+                                warp_row, 1.f / kWeightScale<DIM>, target,
+                                row_offset(target, s.batch, head, s.first_query), a.pairs_dq[view], dq);
   }
   const std::int64_t flat_tile = s.first_row_tile + task.tile;
   const double dbeta = block_sum<kHalfThreads>(static_cast<double>(sums.dbeta), shared.scratch);
@@ -212,7 +212,8 @@ template <class T>
 cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
   const bool square = p.power == 2.f;
   if (p.shape.value_dim <= 64) {
-    return square ? launch_instance<T, 64, true>(p, a, plan, stream) : launch_instance<T, 64, false>(p, a, plan, stream);
+    return square ? launch_instance<T, 64, true>(p, a, plan, stream)
+                  : launch_instance<T, 64, false>(p, a, plan, stream);
   }
   return square ? launch_instance<T, 128, true>(p, a, plan, stream)
                 : launch_instance<T, 128, false>(p, a, plan, stream);
@@ -221,7 +222,7 @@ cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardP
 }  // namespace
 
 cudaError_t launch_backward_query_half(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                                 cudaStream_t stream) {
+                                       cudaStream_t stream) {
   return p.type == DataType::kBFloat16 ? launch<__nv_bfloat16>(p, a, plan, stream) : launch<__half>(p, a, plan, stream);
 }
 

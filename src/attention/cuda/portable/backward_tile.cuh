@@ -76,8 +76,8 @@ __device__ inline RowSource unit_keys(const Problem& p, const Sequence& s, int v
 
 __device__ inline RowSource values(const Problem& p, const Sequence& s, int key_head) {
   const ConstTensor& v = p.inputs.v;
-  return {p.type,  v.data,       row_offset(v, s.batch, key_head, s.first_key), v.row_stride,
-          nullptr, nullptr,      s.key_length, static_cast<int>(p.shape.value_dim),           p.vector_v};
+  return {p.type,  v.data,       row_offset(v, s.batch, key_head, s.first_key), v.row_stride, nullptr,
+          nullptr, s.key_length, static_cast<int>(p.shape.value_dim),           p.vector_v};
 }
 
 __device__ inline RowSource output_gradients(const Problem& p, const ConstTensor& d_output, const Sequence& s,

@@ -48,7 +48,8 @@ __device__ inline float product_factor(float factor) { return factor >= 1e12f ? 
 
 // Rare: makes rows fit for products, in shared memory. A row whose factor is NaN becomes zero (the weights of its pairs
 // carry the NaN, and times zero it stays in its own row of a product); a row that is not regular is scaled by a power
-// of two to a norm near 1, its factor with it. Factors lie `stride` floats apart. The whole block takes part, or with BY_WARP each warp for itself.
+// of two to a norm near 1, its factor with it. Factors lie `stride` floats apart. The whole block takes part, or with
+// BY_WARP each warp for itself.
 template <class T, int DIM, bool BY_WARP>
 __device__ __noinline__ void mend_rows(const Problem& p, T* tile, float* factors, int stride, int rows) {
   const int own = BY_WARP ? own_lane() : static_cast<int>(threadIdx.x), threads = BY_WARP ? 32 : kHalfThreads;

@@ -178,8 +178,8 @@ __device__ inline float2 load_pair(const T* pair) {
   return make_float2(static_cast<float>(pair[0]), static_cast<float>(pair[1]));
 }
 
-// Stores one row of the sums of a warp (`half` picks row g or g + 8), columns below `columns`; two at once where `pairs`
-// says that rows allow it.
+// Stores one row of the sums of a warp (`half` picks row g or g + 8), columns below `columns`; two at once where
+// `pairs` says that rows allow it.
 template <class T, int DIM>
 __device__ __forceinline__ void store_sums(T* row, const float (&sums)[DIM / 8][4], int half, int columns, bool pairs) {
   const int first = 2 * (own_lane() % 4);

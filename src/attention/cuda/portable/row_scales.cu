@@ -13,7 +13,7 @@ constexpr int kLanes = 16;  // of one row
 constexpr int kRowsOfBlock = kThreads / kLanes;
 
 __device__ double scale_of_row(DataType type, const void* data, std::int64_t start, int dim, bool vector,
-                              bool normalize) {
+                               bool normalize) {
   double sum = 0.0;
   bool finite = true;
   for (int d = static_cast<int>(threadIdx.x) % kLanes * 4; d < dim; d += 4 * kLanes) {
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
   const ConstTensor& tensor = is_query ? p.inputs.q[view] : p.inputs.k[view];
   const bool vector = is_query ? p.vector_q[view] : p.vector_k[view];
   const double exact = scale_of_row(p.type, tensor.data, row_offset(tensor, flat / length, head, flat % length),
-                                   static_cast<int>(p.shape.head_dim), vector, p.normalize);
+                                    static_cast<int>(p.shape.head_dim), vector, p.normalize);
   if (threadIdx.x % kLanes != 0) return;
   const auto scale = static_cast<float>(exact);
   if (p.irregular && !is_regular(p, scale)) *p.irregular = 1;

@@ -123,7 +123,8 @@ __device__ __forceinline__ void accumulate_tile(float (&sums)[ROWS / 16][COLUMNS
       }
 #pragma unroll
       for (int h = 0; h < COLUMNS / 64; ++h) {
-        *reinterpret_cast<float4*>(z + 4 * h) = *reinterpret_cast<const float4*>(values + k * COLUMNS + 64 * h + column);
+        *reinterpret_cast<float4*>(z + 4 * h) =
+            *reinterpret_cast<const float4*>(values + k * COLUMNS + 64 * h + column);
       }
 #pragma unroll
       for (int i = 0; i < ROWS / 16; ++i) {
