@@ -25,7 +25,7 @@ setup: ## install what is missing (Debian packages, .venv)
 
 build: setup
 	@cmake --preset release -DTDA_PYTHON="$(PYTHON)" -DTDA_CUDA=$(TDA_CUDA) -DTDA_WERROR=$(WERROR) > build.log 2>&1 \
-	  || { cat build.log; exit 1; }; rm -f build.log
+	  || { cat build.log; exit 1; }; grep -E '^-- CUDA' build.log || true; rm -f build.log
 	@cmake --build --preset release
 
 python: build

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-python="${TDA_PYTHON:-$(command -v python3)}"
+python="${TDA_PYTHON:-$(command -v "$PWD/.venv/bin/python" || command -v python3)}"
 build="${TDA_GPU_BUILD:-$PWD/build/cuda}"
 [[ -f $build/libthreshold_attention.so ]] || {
   echo "error: $build/libthreshold_attention.so is missing" >&2

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-python="${TDA_PYTHON:-$(command -v python3)}"
+python="${TDA_PYTHON:-$(command -v "$PWD/.venv/bin/python" || command -v python3)}"
 build="${TDA_GPU_BUILD:-$PWD/build/cuda}"
 shards="${TDA_PARALLEL:-$(nproc)}"
 export TDA_GRID_CASES="${TDA_GRID_CASES:-6700}" TDA_REPETITIONS="${TDA_REPETITIONS:-1000}"

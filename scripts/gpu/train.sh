@@ -9,13 +9,13 @@
 # data.path or --data.path. train.device is cuda unless an argument says otherwise. One process per GPU: all that
 # CUDA_VISIBLE_DEVICES leaves, or the first TDA_GPUS; several are started by torchrun, for which tokens_per_step must be
 # a multiple of GPUs x micro_batch x context. SIGINT and SIGTERM end a run after its step with a checkpoint.
-# TDA_PYTHON: the Python whose PyTorch the program was built against (python3).
+# TDA_PYTHON: the Python whose PyTorch the program was built against (else .venv, else python3).
 set -euo pipefail
 
 fail() { printf 'error: %s\nHINT: %s\n' "$1" "$2" >&2; exit 2; }
 
 root="$(cd "$(dirname "$0")/../.." && pwd)"
-python="${TDA_PYTHON:-$(command -v python3)}"
+python="${TDA_PYTHON:-$(command -v "$root/.venv/bin/python" || command -v python3)}"
 build="${TDA_GPU_BUILD:-$root/build/cuda}"
 (($#)) || fail "no recipe" "scripts/gpu/train.sh RECIPE.toml [--section.key value ...] [--resume] [--output DIR]"
 [[ -x $build/tda ]] || fail "$build/tda is missing" \
