@@ -41,8 +41,7 @@ void require_known(const std::string& option, const std::vector<std::string>& va
 
 void check(const BenchOptions& options) {
   if (options.device != "cpu") {
-    throw Error(fmt::format("--device is {}, expected cpu", options.device),
-                "scripts/gpu/bench.sh measures on a GPU");
+    throw Error(fmt::format("--device is {}, expected cpu", options.device), "scripts/gpu/bench.sh measures on a GPU");
   }
   require_known("--regimes", options.benchmark.regimes, bench::regime_names());
   require_known("--types", options.benchmark.types, {"fp32", "bf16"});

@@ -339,22 +339,12 @@ cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const 
                         plan);
 }
 
-template <class T>
-cudaError_t launch(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
-  const bool square = p.power == 2.f;
-  if (p.shape.value_dim <= 64) {
-    return square ? launch_instance<T, 64, true>(p, a, plan, stream)
-                  : launch_instance<T, 64, false>(p, a, plan, stream);
-  }
-  return square ? launch_instance<T, 128, true>(p, a, plan, stream)
-                : launch_instance<T, 128, false>(p, a, plan, stream);
-}
-
 }  // namespace
 
 cudaError_t launch_backward_key_value_half(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                                            cudaStream_t stream) {
-  return p.type == DataType::kBFloat16 ? launch<__nv_bfloat16>(p, a, plan, stream) : launch<__half>(p, a, plan, stream);
+  return launch_fitting_instance(
+      p, [&]<class T, int DIM, bool SQUARE>() { return launch_instance<T, DIM, SQUARE>(p, a, plan, stream); });
 }
 
 }  // namespace tda::cuda::portable

@@ -2,7 +2,11 @@
 // rows, columns and heads of all weights end together.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "attention/cuda/portable/backward_plan.h"
+#include "attention/cuda/portable/problem.h"
 
 namespace tda::cuda::portable {
 
@@ -64,6 +68,20 @@ cudaError_t launch_staying(Kernel kernel, int threads, int per_processor, int sh
   const std::int64_t staying = static_cast<std::int64_t>(processors) * per_processor;
   kernel<<<static_cast<unsigned>(tasks < staying ? tasks : staying), threads, shared_bytes, stream>>>(arguments...);
   return cudaGetLastError();
+}
+
+// Calls launch.operator()<T, DIM, SQUARE>() for the instance of a 16-bit backward kernel that fits the problem.
+template <class Launch>
+cudaError_t launch_fitting_instance(const Problem& p, Launch launch) {
+  const auto of_type = [&]<class T>() {
+    const bool square = p.power == 2.f;
+    if (p.shape.value_dim <= 64) {
+      return square ? launch.template operator()<T, 64, true>() : launch.template operator()<T, 64, false>();
+    }
+    return square ? launch.template operator()<T, 128, true>() : launch.template operator()<T, 128, false>();
+  };
+  return p.type == DataType::kBFloat16 ? of_type.template operator()<__nv_bfloat16>()
+                                       : of_type.template operator()<__half>();
 }
 
 }  // namespace tda::cuda::portable
