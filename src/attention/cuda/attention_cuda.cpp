@@ -75,7 +75,8 @@ Status attention_cuda_forward(const AttentionShape& shape, const AttentionOption
 Status attention_cuda_backward(const AttentionShape& shape, const AttentionOptions& options,
                                const AttentionInputs& inputs, const ConstTensor& d_output, const void* survivor_index,
                                const BackwardOutputs& outputs, void* workspace, std::size_t workspace_bytes,
-                               CudaStream stream, const CudaAttentionOptions&, const PackedDocuments* documents) {
+                               CudaStream stream, const CudaAttentionOptions& choice,
+                               const PackedDocuments* documents) {
   if (Status s = cuda::check_call(shape, options, inputs, documents); !s.ok()) return s;
   if (cuda::is_empty(shape)) return {};
   if (!d_output.data && shape.query_length > 0) return {"d_output is null, expected a tensor"};
@@ -86,8 +87,14 @@ Status attention_cuda_backward(const AttentionShape& shape, const AttentionOptio
   if (Status s = cuda::check_workspace(workspace, workspace_bytes, needed); !s.ok()) return s;
   int capability = 0;
   if (Status s = current_compute_capability(capability); !s.ok()) return s;
-  return cuda::portable::backward(
-      {shape, options, inputs, d_output, survivor_index, outputs, documents, workspace, stream});
+  const cuda::BackwardCall call{shape,   options,   inputs,    d_output, survivor_index,
+                                outputs, documents, workspace, stream};
+  std::optional<cuda::portable::DenseBackward> dense;
+#if TDA_CUDA_SM90
+  if (choice.kernels == CudaKernels::kAutomatic) dense = cuda::sm90::dense_backward(call, capability);
+#endif
+  static_cast<void>(choice);
+  return cuda::portable::backward(call, dense);
 }
 
 }  // namespace tda

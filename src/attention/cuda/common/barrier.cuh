@@ -6,11 +6,9 @@
 
 #include <cstdint>
 
-namespace tda::cuda {
+#include "attention/cuda/common/shared_address.cuh"
 
-__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace tda::cuda {
 
 // The first multiple of 1024 at or behind `pointer` (swizzled tiles need it), held in a register: the compiler would
 // otherwise compute it anew in every turn of a loop.
@@ -50,6 +48,21 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
         : "memory");
   } while (done == 0);
 }
+
+// A place in a ring of kSlots buffers, each with a "full" and an "empty" barrier: the slot, and the parity to wait for.
+// A consumer begins with phase 0, a producer with 1.
+template <int kSlots>
+struct SlotRing {
+  int slot = 0;
+  std::uint32_t phase;
+  __device__ __forceinline__ explicit SlotRing(std::uint32_t first_phase) : phase(first_phase) {}
+  __device__ __forceinline__ void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+};
 
 // Named barrier over `threads` threads of the block (a warpgroup: 128).
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {

@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstddef>
+#include <optional>
 
 #include "attention/cuda/common/attention_call.h"
+#include "attention/cuda/portable/backward_plan.h"
 
 namespace tda::cuda {
 
@@ -16,6 +18,8 @@ bool forward_supports(const ForwardCall& call, int compute_capability);
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments* documents);
 Status forward(const ForwardCall& call);
+// What takes the dense tasks of the portable backward's plan, if this family can in this call.
+std::optional<portable::DenseBackward> dense_backward(const BackwardCall& call, int compute_capability);
 }  // namespace sm90
 
 namespace portable {
@@ -24,7 +28,8 @@ std::size_t forward_workspace_bytes(const AttentionShape& shape, const Attention
 Status forward(const ForwardCall& call);
 std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                      const PackedDocuments* documents);
-Status backward(const BackwardCall& call);
+// `dense`: kernels of another family for the dense tasks of 16-bit inputs, if there are any.
+Status backward(const BackwardCall& call, const std::optional<DenseBackward>& dense);
 }  // namespace portable
 
 }  // namespace tda::cuda

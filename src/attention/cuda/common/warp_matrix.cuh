@@ -9,13 +9,11 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+
+#include "attention/cuda/common/shared_address.cuh"
 #include <type_traits>
 
 namespace tda::cuda {
-
-__device__ inline std::uint32_t shared_address(const void* pointer) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // Four 8x8 matrices of 16-bit elements; lane l names the row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(std::uint32_t (&r)[4], const void* row) {

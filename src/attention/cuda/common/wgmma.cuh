@@ -65,8 +65,8 @@ __device__ __forceinline__ std::uint64_t mn_major_descriptor(std::uint32_t addre
   f(d[i]), f(d[i + 1]), f(d[i + 2]), f(d[i + 3]), f(d[i + 4]), f(d[i + 5]), f(d[i + 6]), f(d[i + 7])
 #define TDA_32(f, d, i) TDA_8(f, d, i), TDA_8(f, d, i + 8), TDA_8(f, d, i + 16), TDA_8(f, d, i + 24)
 #define TDA_FLOAT(x) "+f"(x)
+#define TDA_FLOAT_RESULT(x) "=f"(x)
 #define TDA_INT(x) "+r"(x)
-#define TDA_DATA_64 TDA_32(TDA_FLOAT, d, 0)
 #define TDA_DATA_128 TDA_32(TDA_FLOAT, d, 0), TDA_32(TDA_FLOAT, d, 32)
 #define TDA_LIST_64                                                                                       \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
@@ -77,19 +77,21 @@ __device__ __forceinline__ std::uint64_t mn_major_descriptor(std::uint32_t addre
   "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "  \
   "%62, %63} "
 
-#define TDA_WGMMA_64_REGISTERS(type)                                              \
+// A product that does not accumulate must not depend on what the registers held: ptxas would otherwise wait for whoever
+// wrote them.
+#define TDA_WGMMA_64_REGISTERS(type, data)                                              \
   asm volatile(                                                                   \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " TDA_LIST_64 \
       ", {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"                           \
-      : TDA_DATA_64                                                               \
+        : TDA_32(data, d, 0)                                                               \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0), "n"(kTransposedB ? 1 : 0))
 
-#define TDA_WGMMA_64_SHARED(type)                                                                                   \
+#define TDA_WGMMA_64_SHARED(type, data)                                                                             \
   asm volatile(                                                                                                     \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                                  \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " TDA_LIST_64 ", %32, %33, p, 1, 1, 0, 0;\n}\n" \
-      : TDA_DATA_64                                                                                                 \
+      : TDA_32(data, d, 0)                                                                                          \
       : "l"(a), "l"(b), "n"(kAccumulate ? 1 : 0))
 
 #define TDA_WGMMA_128_REGISTERS(type)                                               \
@@ -100,31 +102,27 @@ __device__ __forceinline__ std::uint64_t mn_major_descriptor(std::uint32_t addre
       : TDA_DATA_128                                                                \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0), "n"(kTransposedB ? 1 : 0))
 
-#define TDA_WGMMA_128_SHARED(type)                                                                                    \
-  asm volatile(                                                                                                       \
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                                    \
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " " TDA_LIST_128 ", %64, %65, p, 1, 1, 0, 0;\n}\n" \
-      : TDA_DATA_128                                                                                                  \
-      : "l"(a), "l"(b), "n"(kAccumulate ? 1 : 0))
-
 // d (+)= A B over 16 of the reduction; A from registers; B K-major, or MN-major with kTransposedB.
 template <typename Element, bool kAccumulate, bool kTransposedB, int kSize>
 __device__ __forceinline__ void wgmma(float (&d)[kSize], const std::uint32_t (&a)[4], std::uint64_t b) {
   static_assert(kSize == 32 || kSize == 64);
-  if constexpr (kSize == 32 && std::is_same_v<Element, __nv_bfloat16>) TDA_WGMMA_64_REGISTERS("bf16");
-  if constexpr (kSize == 32 && std::is_same_v<Element, __half>) TDA_WGMMA_64_REGISTERS("f16");
+  constexpr bool kBFloat16 = std::is_same_v<Element, __nv_bfloat16>;
+  if constexpr (kSize == 32 && kBFloat16 && kAccumulate) TDA_WGMMA_64_REGISTERS("bf16", TDA_FLOAT);
+  if constexpr (kSize == 32 && kBFloat16 && !kAccumulate) TDA_WGMMA_64_REGISTERS("bf16", TDA_FLOAT_RESULT);
+  if constexpr (kSize == 32 && !kBFloat16 && kAccumulate) TDA_WGMMA_64_REGISTERS("f16", TDA_FLOAT);
+  if constexpr (kSize == 32 && !kBFloat16 && !kAccumulate) TDA_WGMMA_64_REGISTERS("f16", TDA_FLOAT_RESULT);
   if constexpr (kSize == 64 && std::is_same_v<Element, __nv_bfloat16>) TDA_WGMMA_128_REGISTERS("bf16");
   if constexpr (kSize == 64 && std::is_same_v<Element, __half>) TDA_WGMMA_128_REGISTERS("f16");
 }
 
-// The same with a K-major A in shared memory and a K-major B.
-template <typename Element, bool kAccumulate, int kSize>
-__device__ __forceinline__ void wgmma(float (&d)[kSize], std::uint64_t a, std::uint64_t b) {
-  static_assert(kSize == 32 || kSize == 64);
-  if constexpr (kSize == 32 && std::is_same_v<Element, __nv_bfloat16>) TDA_WGMMA_64_SHARED("bf16");
-  if constexpr (kSize == 32 && std::is_same_v<Element, __half>) TDA_WGMMA_64_SHARED("f16");
-  if constexpr (kSize == 64 && std::is_same_v<Element, __nv_bfloat16>) TDA_WGMMA_128_SHARED("bf16");
-  if constexpr (kSize == 64 && std::is_same_v<Element, __half>) TDA_WGMMA_128_SHARED("f16");
+// The same with a K-major A in shared memory, a K-major B and 64 columns.
+template <typename Element, bool kAccumulate>
+__device__ __forceinline__ void wgmma(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  constexpr bool kBFloat16 = std::is_same_v<Element, __nv_bfloat16>;
+  if constexpr (kBFloat16 && kAccumulate) TDA_WGMMA_64_SHARED("bf16", TDA_FLOAT);
+  if constexpr (kBFloat16 && !kAccumulate) TDA_WGMMA_64_SHARED("bf16", TDA_FLOAT_RESULT);
+  if constexpr (!kBFloat16 && kAccumulate) TDA_WGMMA_64_SHARED("f16", TDA_FLOAT);
+  if constexpr (!kBFloat16 && !kAccumulate) TDA_WGMMA_64_SHARED("f16", TDA_FLOAT_RESULT);
 }
 
 // d (+)= A B over 32 of the reduction, signed 8-bit integers, exact 32-bit sums, 128 columns.
@@ -140,12 +138,11 @@ __device__ __forceinline__ void wgmma_int8(std::int32_t (&d)[64], const std::uin
 #undef TDA_WGMMA_64_REGISTERS
 #undef TDA_WGMMA_64_SHARED
 #undef TDA_WGMMA_128_REGISTERS
-#undef TDA_WGMMA_128_SHARED
 #undef TDA_LIST_64
 #undef TDA_LIST_128
-#undef TDA_DATA_64
 #undef TDA_DATA_128
 #undef TDA_FLOAT
+#undef TDA_FLOAT_RESULT
 #undef TDA_INT
 #undef TDA_32
 #undef TDA_8

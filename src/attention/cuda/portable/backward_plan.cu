@@ -7,6 +7,7 @@
 // Cost: the index once, Q and K where something survives, zeros where nothing does: bound by memory.
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
+#include "attention/cuda/portable/task_claims.cuh"
 
 namespace tda::cuda::portable {
 namespace {
@@ -110,15 +111,39 @@ __device__ void write_zeros(const Tensor& target, std::int64_t start, int first,
   for (int i = lane; i < (end - first) * dim; i += 32) data[(first + i / dim) * target.row_stride + i % dim] = T(0.f);
 }
 
-// By one lane.
-__device__ void list_task(const TaskList& list, int live, bool by_warp, const BackwardTask& task) {
-  const int bucket = min(kTaskBuckets - 1, 31 - __clz(live));
-  BackwardTask* const tasks = list.tasks + bucket * list.capacity;
-  if (by_warp) {
-    tasks[list.capacity - 1 - atomicAdd(&list.counters->warp_tasks[bucket], 1u)] = task;
-  } else {
-    tasks[atomicAdd(&list.counters->block_tasks[bucket], 1u)] = task;
+// The buckets of dense tasks tell weights apart up to 1,024 tiles.
+__device__ int dense_weight(int tiles) { return max(1, tiles / 8); }
+
+// What two neighbouring row tiles hold: live slices of each, and tiles of 64 keys in which either has one.
+struct RowPair {
+  int live[2], tiles;
+};
+
+// By one warp; `first` is the even one of the two.
+__device__ RowPair count_row_pair(const Problem& p, const BackwardArguments& a, const Sequence& s, int view, int head,
+                                  int first) {
+  const std::uint32_t* words[2];
+  int count[2];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int first_row = (first + n) * kSliceRows, last_row = min(first_row + kSliceRows, s.query_length) - 1;
+    words[n] = a.index + p.index.word_offset(view, head, s.first_row_tile + first + n);
+    count[n] = first_row < s.query_length ? (s.key_length - s.query_length + last_row) / kKeysPerWord + 1 : 0;
   }
+  RowPair pair{};
+  for (int w = static_cast<int>(threadIdx.x) % 32; w < max(count[0], count[1]); w += 32) {
+    const std::uint32_t low = w < count[0] ? words[0][w] : 0u, high = w < count[1] ? words[1][w] : 0u;
+    pair.live[0] += __popc(low);
+    pair.live[1] += __popc(high);
+    std::uint32_t tiles = low | high;
+    tiles |= tiles >> 1;
+    tiles |= tiles >> 2;
+    pair.tiles += __popc(tiles & 0x11111111u);
+  }
+  pair.live[0] = __reduce_add_sync(0xffffffffu, pair.live[0]);
+  pair.live[1] = __reduce_add_sync(0xffffffffu, pair.live[1]);
+  pair.tiles = __reduce_add_sync(0xffffffffu, pair.tiles);
+  return pair;
 }
 
 template <class T>
@@ -128,13 +153,10 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
   const Sequence s = sequence_at(p, task.sequence);
   const int tile = static_cast<int>(task.tile), first_row = tile * kSliceRows;
   if (first_row >= s.query_length) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int last_key = s.key_length - s.query_length + min(first_row + kSliceRows, s.query_length) - 1;
-  const std::uint32_t* const words = a.index + p.index.word_offset(view, head, s.first_row_tile + tile);
-  int live = 0;
-  for (int w = lane; w <= last_key / kKeysPerWord; w += 32) live += __popc(words[w]);
-  live = __reduce_add_sync(0xffffffffu, live);
-  if (live == 0) {
+  const RowPair pair = count_row_pair(p, a, s, view, head, tile & ~1);
+  const int live = pair.live[tile & 1];
+  const bool dense = plan.dense_rule.takes(pair.tiles, pair.live[0] + pair.live[1]);
+  if (live == 0 && !dense) {
     const Tensor& dq = a.outputs.dq[view];
     write_zeros<T, kSliceRows>(dq, row_offset(dq, s.batch, head, s.first_query), first_row, s.query_length,
                                static_cast<int>(p.shape.head_dim), a.wide_dq[view]);
@@ -143,23 +165,31 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
   write_factors<T, kSliceRows>(p, half_queries(p, s, view, head), first_row, query_factors(p, s, view, head));
   // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.
   const bool wanted = a.outputs.dq[view].data || a.dbeta_parts || (view == 1 && a.dlambda_parts);
-  if (lane == 0 && wanted) {
-    list_task(plan.row_tasks, live, false,
-              {static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
-               static_cast<std::uint32_t>(tile), static_cast<std::uint32_t>(view)});
+  if (static_cast<int>(threadIdx.x) % 32 != 0 || !wanted || (dense && tile % 2 != 0)) return;
+  const BackwardTask listed{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
+                            static_cast<std::uint32_t>(dense ? tile / 2 : tile), static_cast<std::uint32_t>(view)};
+  if (dense) {
+    list_task(plan.dense_row_tasks, dense_weight(pair.tiles), false, listed);
+  } else {
+    list_task(plan.row_tasks, live, false, listed);
   }
 }
 
-// Turns one word column of the index and counts the row tiles of each slice, by the whole block.
+constexpr int kSlicesPerBlock = 8;  // of a dense column task
+constexpr int kBlocksPerWord = kSlicesPerWord / kSlicesPerBlock;
+
+// Turns one word column of the index, by the whole block, and counts the row tiles of each slice, and those of each
+// eight slices together.
 __device__ void turn_columns(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, const Sequence& s,
-                             std::int64_t first_slice, int key_head, int word, int (&count)[kSlicesPerWord]) {
+                             std::int64_t first_slice, int key_head, int word, int (&count)[kSlicesPerWord],
+                             int (&tiles)[kBlocksPerWord]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
   const int offset = s.key_length - s.query_length, row_tiles = (s.query_length + kSliceRows - 1) / kSliceRows;
   const int tile_words = (row_tiles + 31) / 32;
   const int slice = word * kSlicesPerWord + lane;  // of this lane
   const bool exists = slice * kSliceKeys < s.key_length;
-  int own = 0;
+  int own = 0, together = 0;
   for (int unit = warp; unit < p.views * group * tile_words; unit += kPlanWarps) {
     const int tile_word = unit % tile_words, head = key_head * group + unit / tile_words % group;
     const int view = unit / (tile_words * group);
@@ -175,31 +205,42 @@ __device__ void turn_columns(const Problem& p, const BackwardArguments& a, const
       const std::uint32_t column = __ballot_sync(0xffffffffu, bits >> b & 1u);
       if (lane == b) turned = column;
     }
+    std::uint32_t block = turned;
+#pragma unroll
+    for (int step = 1; step < kSlicesPerBlock; step *= 2) block |= __shfl_xor_sync(0xffffffffu, block, step);
+    together += __popc(block);
     if (!exists) continue;
     plan.columns[plan.column_offset(view * p.shape.query_heads + head, first_slice + slice) + tile_word] = turned;
     own += __popc(turned);
   }
   if (own > 0) atomicAdd(&count[lane], own);
+  if (together > 0 && lane % kSlicesPerBlock == 0) atomicAdd(&tiles[lane / kSlicesPerBlock], together);
 }
 
 template <class T>
 __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                              const BlockTask& task) {
-  __shared__ int count[kSlicesPerWord];
+  __shared__ int count[kSlicesPerWord], tiles[kBlocksPerWord];
   const Sequence s = sequence_at(p, task.sequence);
   const int word = static_cast<int>(task.tile), key_head = task.head;
   if (word * kKeysPerWord >= s.key_length) return;
   const std::int64_t first_slice =
       BackwardPlan::first_slice(p.key_offsets != nullptr, task.sequence, s.first_key, p.shape.key_length);
   if (threadIdx.x < kSlicesPerWord) count[threadIdx.x] = 0;
+  if (threadIdx.x < kBlocksPerWord) tiles[threadIdx.x] = 0;
   __syncthreads();
-  turn_columns(p, a, plan, s, first_slice, key_head, word, count);
+  turn_columns(p, a, plan, s, first_slice, key_head, word, count, tiles);
   __syncthreads();
   const bool wanted = a.outputs.dk[0].data || a.outputs.dk[1].data || a.outputs.dv.data;
+  int block_count = count[threadIdx.x % kSlicesPerWord];  // of the eight slices around this lane's
+#pragma unroll
+  for (int step = 1; step < kSlicesPerBlock; step *= 2) block_count += __shfl_xor_sync(0xffffffffu, block_count, step);
   for (int b = static_cast<int>(threadIdx.x) / 32; b < kSlicesPerWord; b += kPlanWarps) {
     const int slice = word * kSlicesPerWord + b, first_key = slice * kSliceKeys;
     if (first_key >= s.key_length) break;
-    if (count[b] == 0) {
+    const int block_tiles = tiles[b / kSlicesPerBlock];
+    const bool dense = plan.dense_rule.takes(block_tiles, __shfl_sync(0xffffffffu, block_count, b));
+    if (count[b] == 0 && !dense) {
       for (int view = 0; view < p.views; ++view) {
         const Tensor& dk = a.outputs.dk[view];
         write_zeros<T, kSliceKeys>(dk, row_offset(dk, s.batch, key_head, s.first_key), first_key, s.key_length,
@@ -213,10 +254,13 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
     for (int view = 0; view < p.views; ++view) {
       write_factors<T, kSliceKeys>(p, half_keys(p, s, view, key_head), first_key, key_factors(p, s, view, key_head));
     }
-    if (threadIdx.x % 32 == 0 && wanted) {
-      list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices,
-                {static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
-                 static_cast<std::uint32_t>(slice), 0});
+    if (threadIdx.x % 32 != 0 || !wanted || (dense && b % kSlicesPerBlock != 0)) continue;
+    const BackwardTask listed{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
+                              static_cast<std::uint32_t>(dense ? slice / kSlicesPerBlock : slice), 0};
+    if (dense) {
+      list_task(plan.dense_column_tasks, dense_weight(block_tiles), false, listed);
+    } else {
+      list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices, listed);
     }
   }
 }

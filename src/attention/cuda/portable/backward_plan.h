@@ -27,13 +27,22 @@ struct TaskCounters {
 };
 
 struct BackwardCounters {
-  TaskCounters rows, columns;
+  TaskCounters rows, columns, dense_rows, dense_columns;
 };
 
 struct TaskList {
   BackwardTask* tasks;     // (kTaskBuckets, capacity): block tasks from the front, warp tasks from the back
   std::int64_t capacity;   // of one bucket
   TaskCounters* counters;  // 0 before the plan
+};
+
+// When two row tiles (128 keys) are one task of the dense kernels: they meet at least `least_tiles` tiles of 64 keys
+// (64 rows) in which one of their slices is live, and on average `slices_per_tile` of the eight are.
+struct DenseRule {
+  int least_tiles, slices_per_tile;
+  TDA_HOST_DEVICE bool takes(int tiles, int live_slices) const {
+    return tiles >= least_tiles && live_slices >= slices_per_tile * tiles;
+  }
 };
 
 struct BackwardPlan {
@@ -43,6 +52,9 @@ struct BackwardPlan {
   std::int64_t words_per_slice;  // of 32 row tiles
   float* position_scale;         // c_n of every position (tda/attention.h)
   TaskList row_tasks, column_tasks;
+  // For the dense kernels of another family: tiles count 128 query rows, or 128 keys.
+  TaskList dense_row_tasks, dense_column_tasks;
+  DenseRule dense_rule;
 
   // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
   TDA_HOST_DEVICE static std::int64_t first_slice(bool packed, std::int64_t sequence, std::int64_t first_key,
@@ -52,6 +64,13 @@ struct BackwardPlan {
   TDA_HOST_DEVICE std::int64_t column_offset(std::int64_t view_and_head, std::int64_t slice) const {
     return (view_and_head * column_slices + slice) * words_per_slice;
   }
+};
+
+// Kernels that work off the dense tasks by a rule of theirs. They may hand tasks back to the plan's other lists.
+struct DenseBackward {
+  DenseRule rule;
+  Status (*launch)(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
+                   CudaStream stream);
 };
 
 // Fills the plan and the factors of all rows that tasks will read (query_scale, key_scale), and writes the gradients of

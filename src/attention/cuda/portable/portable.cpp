@@ -1,5 +1,6 @@
 // The portable family: correct on every device from sm_80, for every case of the contract.
 #include <algorithm>
+#include <limits>
 #include <string>
 
 #include "attention/cuda/common/kernel_family.h"
@@ -68,6 +69,13 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   };
   placed.row_tasks = place_list(index.row_tiles * s.query_heads * views, counters ? &counters->rows : nullptr);
   placed.column_tasks = place_list(placed.column_slices * s.key_heads, counters ? &counters->columns : nullptr);
+  placed.dense_rule = {std::numeric_limits<int>::max(), 0};
+  if (!documents) {  // of two row tiles each, and of eight slices
+    const std::int64_t row_pairs = s.batch * ((s.query_length + 2 * kSliceRows - 1) / (2 * kSliceRows));
+    const std::int64_t key_blocks = s.batch * ((s.key_length + 8 * kSliceKeys - 1) / (8 * kSliceKeys));
+    placed.dense_row_tasks = place_list(row_pairs * s.query_heads * views, counters ? &counters->dense_rows : nullptr);
+    placed.dense_column_tasks = place_list(key_blocks * s.key_heads, counters ? &counters->dense_columns : nullptr);
+  }
   if (plan) *plan = placed;
 }
 
@@ -196,8 +204,12 @@ BackwardArguments make_arguments(const BackwardCall& call) {
   return a;
 }
 
-Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
+Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                        const std::optional<DenseBackward>& dense, cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
+  if (dense) {  // before the others: it may hand tasks back to them
+    if (Status s = dense->launch(p, a, plan, stream); !s.ok()) return s;
+  }
   if (p.longest_query > 0) {
     const cudaError_t error = launch_backward_query_half(p, a, plan, stream);
     if (Status s = launch_status("backward_query_half", error); !s.ok()) return s;
@@ -221,7 +233,7 @@ Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, cudaStream
 
 }  // namespace
 
-Status backward(const BackwardCall& call) {
+Status backward(const BackwardCall& call, const std::optional<DenseBackward>& dense) {
   Problem p = make_problem(call.shape, call.options, call.inputs, call.documents);
   p.vector_d_output = readable_by_four(call.d_output, p.type);
   p.wide_d_output = readable_by_sixteen_bytes(call.d_output, p.type, call.shape.value_dim);
@@ -235,6 +247,7 @@ Status backward(const BackwardCall& call) {
   BackwardPlan plan{};
   if (half) {
     place_plan(call.shape, call.options.views, p.index, call.documents, arena, &plan);
+    if (dense) plan.dense_rule = dense->rule;
     const char* const counters = reinterpret_cast<char*>(plan.row_tasks.counters);
     cleared = static_cast<std::size_t>(counters + sizeof(BackwardCounters) - static_cast<char*>(call.workspace));
   }
@@ -242,7 +255,7 @@ Status backward(const BackwardCall& call) {
   // The plan's counters start at 0, and so do the shares of row tiles without a task.
   const cudaError_t error = cudaMemsetAsync(static_cast<char*>(call.workspace) + parts, 0, cleared - parts, stream);
   if (Status s = launch_status("memset", error); !s.ok()) return s;
-  if (Status s = half ? run_half_kernels(p, a, plan, stream) : run_fp32_kernels(p, a, stream); !s.ok()) return s;
+  if (Status s = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, stream); !s.ok()) return s;
   if (!a.dbeta_parts && !a.dlambda_parts) return {};
   return launch_status("backward_parameters", launch_backward_parameters(p, a, stream));
 }

@@ -10,6 +10,17 @@
 
 namespace tda::cuda::portable {
 
+// Adds a task of weight `live` > 0, by one thread.
+__device__ inline void list_task(const TaskList& list, int live, bool by_warp, const BackwardTask& task) {
+  const int bucket = min(kTaskBuckets - 1, 31 - __clz(live));
+  BackwardTask* const tasks = list.tasks + bucket * list.capacity;
+  if (by_warp) {
+    tasks[list.capacity - 1 - atomicAdd(&list.counters->warp_tasks[bucket], 1u)] = task;
+  } else {
+    tasks[atomicAdd(&list.counters->block_tasks[bucket], 1u)] = task;
+  }
+}
+
 // The order of claims: buckets from the heaviest down, in each the block tasks, then the warp tasks by fours.
 struct ClaimOrder {
   std::uint32_t block_end[kTaskBuckets], warp_end[kTaskBuckets], warp_tasks[kTaskBuckets], claimed;

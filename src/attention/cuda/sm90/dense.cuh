@@ -57,19 +57,6 @@ __device__ __forceinline__ DenseJob dense_job(const ForwardArguments& a, int cla
   return job;
 }
 
-template <int kSlots>
-struct SlotRing {
-  int slot = 0;
-  std::uint32_t phase;
-  __device__ __forceinline__ explicit SlotRing(std::uint32_t first_phase) : phase(first_phase) {}
-  __device__ __forceinline__ void advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 template <int kHeadDim>
 __device__ __forceinline__ void dense_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
                                                std::uint32_t scales, DenseTail& tail) {

@@ -1,0 +1,351 @@
+// What the two dense backward kernels share: a block holds 128 resident rows (queries and their output gradients, or
+// keys and values), 64 for each of its two consumer warpgroups, while producer warps stream tiles of 64 rows of the
+// other kind through a ring of stages. Only tiles in which the survivor index knows a live slice are streamed.
+//
+// Shared memory of either kernel: kResidents x 4 tiles, kStages x 2 tiles (all 128-byte swizzled, 64 rows of one
+// tensor; with D = 128 two halves of 64 columns behind each other), and the tail.
+#pragma once
+
+#include "attention/cuda/common/barrier.cuh"
+#include "attention/cuda/common/copy_engine.cuh"
+#include "attention/cuda/common/fragment.cuh"
+#include "attention/cuda/common/wgmma.cuh"
+#include "attention/cuda/portable/half_operands.cuh"
+#include "attention/cuda/portable/task_claims.cuh"
+#include "attention/cuda/sm90/backward/arguments.h"
+
+namespace tda::cuda::sm90 {
+
+constexpr int kTileRows = 64;  // of a streamed tile and of a warpgroup's resident rows
+constexpr int kTileColumnBytes = kTileRows * 128;
+constexpr int kProducerWarps = 4;
+constexpr int kStreamThreads = 256 + 32 * kProducerWarps;
+
+template <int kHeadDim>
+struct StreamPlan {
+  static constexpr int kResidents = kHeadDim == 64 ? 2 : 1;
+  static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
+  static constexpr int kTileBytes = kTileRows * kHeadDim * 2;
+  static constexpr int kResidentBytes = 4 * kTileBytes;
+  static constexpr int kStageBytes = 2 * kTileBytes;
+};
+
+struct StreamClaim {
+  portable::BackwardTask task;
+  bool valid;
+};
+
+// A task, or one view of it. block < 0: there is no more.
+struct StreamPart {
+  int sequence, head, block, view;
+};
+
+// A streamed tile. first < 0: the part is over. live: bit w for warpgroup w; slices: live 16-key slices of a key tile.
+struct StreamTile {
+  int first;
+  std::uint16_t live, slices;
+  bool unfit;  // holds a row that 16-bit products cannot take as it is
+  float sign;  // weight of the view in the output (queries)
+};
+
+template <int kHeadDim>
+struct alignas(16) StreamTail {
+  static constexpr int kStages = StreamPlan<kHeadDim>::kStages;
+  static constexpr int kResidents = StreamPlan<kHeadDim>::kResidents;
+  // Of each streamed row: tau and 1/|q| of queries, 1/|k| of keys.
+  float2 query[kStages][kTileRows];
+  float key_factor[kStages][kTileRows];
+  double sums[2][4];
+  std::uint64_t full[kStages], empty[kStages], resident_full[kResidents], resident_empty[kResidents];
+  StreamTile tile[kStages];
+  StreamPart part[kResidents];
+  StreamClaim claim[2];
+};
+
+template <int kHeadDim>
+constexpr int kStreamSharedBytes = 1024 + StreamPlan<kHeadDim>::kResidents* StreamPlan<kHeadDim>::kResidentBytes +
+                                   StreamPlan<kHeadDim>::kStages* StreamPlan<kHeadDim>::kStageBytes +
+                                   static_cast<int>(sizeof(StreamTail<kHeadDim>));
+
+// The shared memory of a block.
+template <int kHeadDim>
+struct StreamMemory {
+  using Plan = StreamPlan<kHeadDim>;
+  std::uint32_t base;
+  StreamTail<kHeadDim>& tail;
+
+  __device__ __forceinline__ explicit StreamMemory(unsigned char* shared)
+      : base(aligned_shared_address(shared)),
+        tail(*reinterpret_cast<StreamTail<kHeadDim>*>(shared + (base - shared_address(shared)) +
+                                                      Plan::kResidents * Plan::kResidentBytes +
+                                                      Plan::kStages * Plan::kStageBytes)) {}
+  // Tile `warpgroup` of resident tensor `which`.
+  __device__ __forceinline__ std::uint32_t resident(int slot, int which, int warpgroup) const {
+    return base + slot * Plan::kResidentBytes + (2 * which + warpgroup) * Plan::kTileBytes;
+  }
+  __device__ __forceinline__ std::uint32_t stage(int slot, int which) const {
+    return base + Plan::kResidents * Plan::kResidentBytes + slot * Plan::kStageBytes + which * Plan::kTileBytes;
+  }
+  __device__ __forceinline__ void init_barriers() const {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < Plan::kResidents; ++i) {
+        barrier_init(shared_address(&tail.resident_full[i]), 1);
+        barrier_init(shared_address(&tail.resident_empty[i]), 8);  // one arrival per consumer warp
+      }
+      for (int i = 0; i < Plan::kStages; ++i) {
+        barrier_init(shared_address(&tail.full[i]), 1);
+        barrier_init(shared_address(&tail.empty[i]), 8);
+      }
+      barrier_init_fence();
+    }
+    __syncthreads();
+  }
+};
+
+// The next task of a list, heaviest bucket first; false when there is none.
+__device__ inline bool claim_task(const portable::TaskList& list, portable::BackwardTask& task) {
+  std::uint32_t claimed = atomicAdd(&list.counters->claims, 1u);
+#pragma unroll 1
+  for (int bucket = portable::kTaskBuckets - 1; bucket >= 0; --bucket) {
+    const std::uint32_t tasks = list.counters->block_tasks[bucket];
+    if (claimed < tasks) {
+      task = list.tasks[bucket * list.capacity + claimed];
+      return true;
+    }
+    claimed -= tasks;
+  }
+  return false;
+}
+
+// Begins to copy 64 rows of a tensor.
+template <int kHeadDim>
+__device__ __forceinline__ void copy_rows(std::uint32_t destination, const CUtensorMap& map, std::uint32_t barrier,
+                                          int row, int head, int batch) {
+#pragma unroll
+  for (int half = 0; half < kHeadDim / 64; ++half) {
+    copy_tile(destination + half * kTileColumnBytes, map, barrier, half * 64, row, head, batch);
+  }
+}
+
+// The producers' side of the two rings: four warps, each of which fills every fourth stage, because the factors of a
+// tile take longer to fetch than a tile takes to use. Every function is called by all lanes of all four warps.
+template <int kHeadDim>
+struct StreamProducer {
+  using Plan = StreamPlan<kHeadDim>;
+  static_assert(Plan::kStages % kProducerWarps == 0);
+  const StreamMemory<kHeadDim>& memory;
+  SlotRing<Plan::kStages> stages{1};
+  SlotRing<Plan::kResidents> residents{1};
+  int task = 0;
+
+  __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x >> 5) % kProducerWarps; }
+  __device__ __forceinline__ static bool leads() { return threadIdx.x % 32 == 0; }
+
+  __device__ __forceinline__ bool next_task(const portable::TaskList& list, portable::BackwardTask& next) {
+    auto& claim = memory.tail.claim[task++ & 1];
+    if (warp() == 0 && leads()) claim.valid = claim_task(list, claim.task);
+    named_barrier_sync(3, 32 * kProducerWarps);
+    next = claim.task;
+    return claim.valid;
+  }
+
+  // Hands the consumers a part with its resident rows, 128 of each of two tensors.
+  __device__ __forceinline__ void begin_part(const StreamPart& part, const CUtensorMap& first,
+                                             const CUtensorMap& second) {
+    const int slot = residents.slot;
+    const std::uint32_t phase = residents.phase;
+    residents.advance();
+    if (warp() != 0 || !leads()) return;
+    const std::uint32_t full = shared_address(&memory.tail.resident_full[slot]);
+    barrier_wait(shared_address(&memory.tail.resident_empty[slot]), phase);
+    memory.tail.part[slot] = part;
+    barrier_arrive_expect(full, Plan::kResidentBytes);
+    for (int tile = 0; tile < 2; ++tile) {
+      const int row = (2 * part.block + tile) * kTileRows;
+      copy_rows<kHeadDim>(memory.resident(slot, 0, tile), first, full, row, part.head, part.sequence);
+      copy_rows<kHeadDim>(memory.resident(slot, 1, tile), second, full, row, part.head, part.sequence);
+    }
+  }
+
+  __device__ __forceinline__ void end_parts() {
+    if (warp() != 0 || !leads()) return;
+    barrier_wait(shared_address(&memory.tail.resident_empty[residents.slot]), residents.phase);
+    memory.tail.part[residents.slot].block = -1;
+    barrier_arrive(shared_address(&memory.tail.resident_full[residents.slot]));
+  }
+
+  // Whether the next tile is another warp's; then it is passed over.
+  __device__ __forceinline__ bool passes_over() {
+    if (stages.slot % kProducerWarps == warp()) return false;
+    stages.advance();
+    return true;
+  }
+
+  // Waits for the stage to be free and returns its number; the caller writes the factors of its rows, then calls
+  // stream().
+  __device__ __forceinline__ int free_stage() {
+    barrier_wait(shared_address(&memory.tail.empty[stages.slot]), stages.phase);
+    return stages.slot;
+  }
+
+  __device__ __forceinline__ void stream(const StreamTile& tile, const CUtensorMap& first, int first_head,
+                                         const CUtensorMap& second, int second_head, int batch) {
+    const int slot = stages.slot;
+    stages.advance();
+    __syncwarp();
+    if (!leads()) return;
+    const std::uint32_t full = shared_address(&memory.tail.full[slot]);
+    memory.tail.tile[slot] = tile;
+    barrier_arrive_expect(full, Plan::kStageBytes);
+    copy_rows<kHeadDim>(memory.stage(slot, 0), first, full, tile.first, first_head, batch);
+    copy_rows<kHeadDim>(memory.stage(slot, 1), second, full, tile.first, second_head, batch);
+  }
+
+  __device__ __forceinline__ void end_part() {
+    if (passes_over()) return;
+    const int slot = free_stage();
+    stages.advance();
+    if (!leads()) return;
+    memory.tail.tile[slot].first = -1;
+    barrier_arrive(shared_address(&memory.tail.full[slot]));
+  }
+};
+
+// A consumer warpgroup's side of the ring of stages.
+template <int kHeadDim>
+struct StreamConsumer {
+  const StreamMemory<kHeadDim>& memory;
+  SlotRing<StreamPlan<kHeadDim>::kStages> stages{0};
+  int pending = -1;  // the stage that sums under way read
+
+  // By a shuffle, so that the compiler knows that the warp agrees and keeps descriptors in uniform registers.
+  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x >> 7), 0);
+
+  __device__ __forceinline__ void release(int stage) const {
+    if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&memory.tail.empty[stage]));
+  }
+  __device__ __forceinline__ void release_pending() {
+    if (pending >= 0) release(pending);
+    pending = -1;
+  }
+  // The next tile and its stage, and whether it is live for this warpgroup. A dead one is released at once.
+  __device__ __forceinline__ StreamTile next_tile(int& stage, bool& live) {
+    stage = stages.slot;
+    barrier_wait(shared_address(&memory.tail.full[stage]), stages.phase);
+    stages.advance();
+    const StreamTile tile = memory.tail.tile[stage];
+    live = tile.first >= 0 && (tile.live >> warpgroup & 1) != 0;
+    if (!live) release(stage);
+    return tile;
+  }
+};
+
+// d = 64 resident rows times the 64 streamed rows, transposed. Both come from shared memory: fragments of the resident
+// rows would fit into registers for D = 64, but ptxas 13.0 gives their registers to the weights.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ void multiply(float (&d)[32], std::uint32_t resident, std::uint32_t streamed) {
+#pragma unroll
+  for (int k = 0; k < kHeadDim / 16; ++k) {
+    const std::uint32_t offset = (k / 4) * kTileColumnBytes;
+    const std::uint64_t a = k_major_descriptor<128>(resident + offset) + 2 * (k % 4);
+    const std::uint64_t b = k_major_descriptor<128>(streamed + offset) + 2 * (k % 4);
+    if (k == 0) {
+      wgmma<Element, false>(d, a, b);
+    } else {
+      wgmma<Element, true>(d, a, b);
+    }
+  }
+}
+
+// sum += weights (64 x 64) times the 64 streamed rows.
+template <typename Element, int kSize>
+__device__ __forceinline__ void accumulate(float (&sum)[kSize], const std::uint32_t (&weights)[4][4],
+                                           std::uint32_t streamed) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    wgmma<Element, true, true>(sum, weights[k], mn_major_descriptor(streamed, kTileColumnBytes) + 128 * k);
+  }
+}
+
+// p u^(p-1) of a rectified excess u, without the factor 2 where p = 2; 0 for u = 0.
+template <bool kSquare>
+__device__ __forceinline__ float derivative(float u, float power) {
+  if constexpr (kSquare) {
+    return u;
+  } else {
+    return portable::survives(u) ? portable::weight_derivative(u, power) : 0.0f;
+  }
+}
+template <bool kSquare>
+constexpr float kDerivativeFactor = kSquare ? 2.0f : 1.0f;
+
+// u^p of a rectified excess.
+template <bool kSquare>
+__device__ __forceinline__ float rectified_weight(float u, float power) {
+  if constexpr (kSquare) {
+    return u * u;
+  } else {
+    return portable::survives(u) ? portable::weight(u, power) : 0.0f;
+  }
+}
+
+// Whether one of the sums is not finite.
+template <int kSize>
+__device__ __forceinline__ bool any_spoiled(const float (&sums)[kSize]) {
+  float check = 0.0f;  // 0 x = 0 exactly when x is finite
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) check = fmaf(0.0f, sums[i], check);
+  return !(check == 0.0f);
+}
+
+// Undoes the L2 norm of a warpgroup's 64 rows, whose gradients with respect to the unit vectors (times kWeightScale)
+// lie in `sums`, and stores them. dx = (du - u <u, du>) / |x| with u = x f: the part along x is x f^2 <x, du>. `tile`:
+// the raw rows in shared memory; `factors`: 1 / max(|x|, 1e-12) of the tile's rows.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t tile, const float* factors, int rows,
+                                               Element* target, std::int64_t row_stride, float (&sums)[kHeadDim / 2]) {
+  const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+  const int row = warp * 16 + (lane >> 2);
+  const auto fragment_address = [&](int k) {  // of the lane's row at depth 16 k
+    return tile + (k / 4) * kTileColumnBytes + swizzled_offset<128>(warp * 16 + (lane & 15), (k % 4) * 2 + (lane >> 4));
+  };
+  float along[2] = {0.0f, 0.0f}, factor[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) factor[h] = row + 8 * h < rows ? factors[row + 8 * h] : 0.0f;
+  if (normalize) {
+#pragma unroll
+    for (int pass = 0; pass < 2; ++pass) {
+#pragma unroll
+      for (int k = 0; k < kHeadDim / 16; ++k) {
+        std::uint32_t x[4];
+        load_matrices(fragment_address(k), x);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {  // row g + 8 (r % 2), columns 16 k + 8 (r / 2) + 2 c, + 1
+          const float2 pair = unpack<Element>(x[r]);
+          float& low = sums[8 * k + 4 * (r / 2) + 2 * (r % 2)];
+          float& high = sums[8 * k + 4 * (r / 2) + 2 * (r % 2) + 1];
+          if (pass == 0) {
+            along[r % 2] = fmaf(pair.x, low, fmaf(pair.y, high, along[r % 2]));
+          } else {
+            low = fmaf(-along[r % 2], pair.x, low);
+            high = fmaf(-along[r % 2], pair.y, high);
+          }
+        }
+      }
+      if (pass == 0) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const float unit = portable::product_factor(factor[h]);
+          along[h] = quad_sum(along[h]) * unit * unit;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    store_row<Element>(target + (row + 8 * h) * row_stride, sums, h,
+                       factor[h] * (1.0f / portable::kWeightScale<kHeadDim>), lane & 3, row + 8 * h < rows);
+  }
+}
+
+}  // namespace tda::cuda::sm90

@@ -1,0 +1,74 @@
+"""The dense kernels of the Hopper backward, forced onto every task that holds a survivor, keep the same rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_cuda import assert_rule, attend, cuda_inputs, naive, parameter_errors, results
+
+import threshold_attention as ta
+from threshold_attention import reference
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="no Hopper GPU"
+)
+DTYPES = (torch.bfloat16, torch.float16)
+SHAPES = [
+    dict(batch=2, query_heads=3, key_heads=3, query_length=512, key_length=512),
+    dict(batch=1, query_heads=4, key_heads=2, query_length=300, key_length=1025),
+    dict(batch=2, query_heads=2, key_heads=1, query_length=129, key_length=129),
+    dict(batch=1, query_heads=2, key_heads=2, query_length=1, key_length=700),
+]
+
+
+@pytest.fixture(autouse=True)
+def dense_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TDA_SM90_DENSE_BACKWARD", "always")
+
+
+def cotangent_of(output: torch.Tensor) -> torch.Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype).cuda()
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("power", "beta"), [(2.0, 0.0), (2.0, 0.7), (2.0, -0.3), (1.5, 0.3), (3.0, 0.3)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_gradients_keep_the_rule(shape, views, dtype, power, beta, dim):
+    inputs = cuda_inputs(views, **SHAPES[shape], dim=dim, beta=beta, dtype=dtype, requires_grad=True, seed=shape)
+    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    output = attend(ta, inputs, power=power)
+    cotangent = cotangent_of(output)
+    ours = results(output, inputs, cotangent)
+    exact = results(attend(reference, wide, power=power), wide, cotangent.double())
+    twin = results(naive(inputs, power), inputs, cotangent)
+    assert_rule(ours, twin, exact, dtype, parameter_errors(inputs, wide, power, cotangent))
+
+
+@pytest.mark.parametrize("place", ["q1", "k1", "v", "cotangent"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("views", [1, 2])
+def test_what_is_not_finite_reaches_what_it_reaches_in_the_other_kernels(monkeypatch, views, value, place):
+    inputs = cuda_inputs(views, query_length=400, key_length=400, dim=64, beta=0.3, dtype=torch.bfloat16)
+    cotangent = cotangent_of(inputs["q1"])
+    (cotangent if place == "cotangent" else inputs[place])[0, 0, 130, 7] = value
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+
+    def gradients() -> dict[str, torch.Tensor]:
+        return results(attend(ta, inputs), inputs, cotangent)
+
+    dense = gradients()
+    monkeypatch.setenv("TDA_SM90_DENSE_BACKWARD", "off")
+    for name, expected in gradients().items():
+        torch.testing.assert_close(dense[name], expected, rtol=2e-2, atol=2e-2, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_repeats_to_the_bit(views):
+    inputs = cuda_inputs(views, query_length=700, key_length=700, dim=64, dtype=torch.bfloat16, requires_grad=True)
+    cotangent = cotangent_of(inputs["q1"])
+    first = results(attend(ta, inputs), inputs, cotangent)
+    for _ in range(20):
+        for name, again in results(attend(ta, inputs), inputs, cotangent).items():
+            assert torch.equal(first[name], again), name
