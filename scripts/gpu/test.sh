@@ -21,6 +21,14 @@ for pid in "${pids[@]}"; do wait "$pid" || result=1; done
 cat "$logs"/* | grep -vE '^Running main|^\[=====|^\[  PASSED|^$' || true
 echo "cuda_test: $(cat "$logs"/* | grep -oE 'PASSED  \] [0-9]+' | awk '{n += $3} END {print n}') passed in $shards shards"
 
+# The language model's kernels. The program may have been built elsewhere and brought here.
+if [[ -x $build/lm_cuda_test ]]; then
+  torch="$("$python" -c 'import torch; print(torch.__path__[0])')"
+  LD_LIBRARY_PATH="$build:$torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" "$build/lm_cuda_test" --gtest_brief=1 || result=1
+else
+  echo "lm_cuda_test: not built, so not run (TDA_GPU_TARGETS=lm_cuda_test scripts/gpu/build.sh)"
+fi
+
 # The package from the checkout, with the library of this build beside it.
 package="$logs/package"
 mkdir -p "$package"

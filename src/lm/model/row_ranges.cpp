@@ -5,7 +5,7 @@
 namespace tda {
 namespace {
 
-constexpr std::int64_t kScoresOnCpu = std::int64_t{1} << 20, kScoresOnGpu = std::int64_t{1} << 26;
+constexpr std::int64_t kScoresOnCpu = std::int64_t{1} << 20, kScoresOnGpu = std::int64_t{1} << 25;
 constexpr std::int64_t kFewestRows = 16, kMostRows = 256;
 
 }  // namespace
@@ -20,6 +20,14 @@ std::vector<RowRange> row_ranges(std::int64_t maps, std::int64_t queries, std::i
     ranges.push_back({first, rows, keys - queries + first + rows});
   }
   return ranges;
+}
+
+std::int64_t maps_together(std::int64_t maps, std::int64_t keys, c10::Device device) {
+  if (device.is_cpu() || maps == 0) return std::max<std::int64_t>(maps, 1);
+  const std::int64_t most =
+      std::clamp<std::int64_t>(kScoresOnGpu / (kMostRows * std::max<std::int64_t>(keys, 1)), 1, maps);
+  const std::int64_t groups = (maps + most - 1) / most;
+  return (maps + groups - 1) / groups;  // groups of one size
 }
 
 }  // namespace tda

@@ -17,4 +17,8 @@ struct RowRange {
 // few buffers with the scores of a block stay in the cache of a CPU; a block has at least 16 rows.
 std::vector<RowRange> row_ranges(std::int64_t maps, std::int64_t queries, std::int64_t keys, c10::Device device);
 
+// How many of `maps` maps to cut into blocks together. All on a CPU. On a GPU as many as leave a block its most rows:
+// with fewer rows the products with keys and values read those more often than they use them.
+std::int64_t maps_together(std::int64_t maps, std::int64_t keys, c10::Device device);
+
 }  // namespace tda

@@ -17,6 +17,7 @@ class EntmaxRows final : public RowMap {
   explicit EntmaxRows(double alpha) : alpha_(alpha), exponent_(1 / (alpha - 1)) {}
 
   double hidden_score() const override { return -std::numeric_limits<double>::infinity(); }
+  std::optional<RowFormula> formula() const override { return EntmaxRow{alpha_}; }
 
   // The greatest score of the row, and the threshold below it: tau = (alpha - 1) max + threshold.
   at::Tensor statistics(const RowBlock& block) const override {

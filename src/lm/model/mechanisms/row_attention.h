@@ -1,5 +1,5 @@
 // Attention whose weights are a function of one row of scores: p_i = f(z_i), z_ij = <q_i, k_j> over the keys that row i
-// sees, output p v. For maps without a fused kernel: entmax, LSSAR, softpick.
+// sees, output p v: entmax, LSSAR, softpick.
 //
 // Rows are taken in blocks with all their keys, so that memory grows with T and not with T^2, forward and backward. A
 // whole row is at hand because entmax looks for its threshold in several passes over it: with keys in blocks each pass
@@ -9,6 +9,10 @@
 #include <ATen/core/Tensor.h>
 #include <torch/custom_class.h>
 
+#include <optional>
+
+#include "lm/model/cuda/row_formula.h"
+
 namespace tda {
 
 // Some rows of every head, R of them, with the N keys that the last of them sees. G = B*H.
@@ -17,7 +21,8 @@ struct RowBlock {
   at::Tensor visible;  // (R, 1): how many keys each row sees
 };
 
-// The function f, in three parts. All are plain tensor operations without autograd, on any device.
+// The function f, in three parts. All are plain tensor operations without autograd, on any device. Where there is a
+// formula for a CUDA kernel (row_kernel.h), they are its readable twin.
 class RowMap : public torch::CustomClassHolder {
  public:
   // The score at which a key has weight 0 and no part in any sum over its row.
@@ -29,6 +34,8 @@ class RowMap : public torch::CustomClassHolder {
   // dL/dz of p and dL/dp; what it holds at keys that a row does not see is ignored.
   virtual at::Tensor score_gradient(const RowBlock& block, const at::Tensor& statistics, const at::Tensor& weights,
                                     const at::Tensor& d_weights) const = 0;
+  // The same function as a kernel is given it.
+  virtual std::optional<RowFormula> formula() const { return std::nullopt; }
 };
 
 using RowMapPointer = c10::intrusive_ptr<RowMap>;
