@@ -27,6 +27,10 @@ class Arena {
   std::size_t used_ = 0;
 };
 
+std::int64_t longest_key(const AttentionShape& shape, const PackedDocuments* documents) {
+  return documents ? documents->longest_key : shape.key_length;
+}
+
 // `fp32_kernels`: they run, or may run, and want the low pieces.
 void place_scales(const AttentionShape& s, int views, bool fp32_kernels, Arena& arena, Problem* problem) {
   for (int view = 0; view < views; ++view) {
@@ -74,6 +78,22 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
 void place_flag(Arena& arena, Problem* problem) {
   unsigned* const flag = arena.take<unsigned>(1);
   if (problem) problem->irregular = flag;
+}
+
+// What the forward's fp32 screen keeps.
+void place_screen(const AttentionShape& s, int views, const PackedDocuments* documents, Arena& arena, Problem& problem,
+                  DenseTasks& dense) {
+  const std::int64_t row_blocks = documents ? s.query_length / kDenseRows + documents->count
+                                            : s.batch * ((s.query_length + kDenseRows - 1) / kDenseRows);
+  problem.half_pitch = (s.head_dim + 7) / 8 * 8;
+  problem.dense_counters = arena.take<std::uint32_t>(kDenseCounters);
+  dense.tasks = arena.take<std::uint32_t>(s.query_heads * row_blocks);
+  dense.listed = problem.dense_counters;
+  dense.claimed = problem.dense_counters + 1;
+  for (int view = 0; view < views; ++view) {
+    problem.half_query[view] = arena.take<std::uint16_t>(s.query_heads * s.batch * s.query_length * problem.half_pitch);
+    problem.half_key[view] = arena.take<std::uint16_t>(s.key_heads * s.batch * s.key_length * problem.half_pitch);
+  }
 }
 
 bool readable_by_four(const ConstTensor& t, DataType type) {
@@ -139,10 +159,15 @@ cudaStream_t stream_of(CudaStream stream) { return static_cast<cudaStream_t>(str
 }  // namespace
 
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
-                                    const PackedDocuments*) {
+                                    const PackedDocuments* documents) {
   Arena arena(nullptr);
   place_scales(shape, options.views, true, arena, nullptr);
   place_flag(arena, nullptr);
+  if (screens_fp32(shape, options, longest_key(shape, documents))) {
+    Problem problem{};
+    DenseTasks dense;
+    place_screen(shape, options.views, documents, arena, problem, dense);
+  }
   return arena.used();
 }
 
@@ -161,6 +186,10 @@ Status forward(const ForwardCall& call) {
   Arena arena(call.workspace);
   place_scales(call.shape, call.options.views, true, arena, &p);
   place_flag(arena, &p);
+  DenseTasks dense;
+  if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p.shape, p.views)) {
+    place_screen(p.shape, p.views, call.documents, arena, p, dense);
+  }
   const cudaStream_t stream = stream_of(call.stream);
   if (has_half_kernels(p.shape, p.type)) {
     const cudaError_t error = cudaMemsetAsync(p.irregular, 0, sizeof(*p.irregular), stream);
@@ -174,7 +203,11 @@ Status forward(const ForwardCall& call) {
     const cudaError_t error = launch_forward_half(p, call.outputs, pairs, stream);
     if (Status s = launch_status("forward_half", error); !s.ok()) return s;
   }
-  return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, stream));
+  if (dense.tasks) {
+    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, dense, stream);
+    if (Status s = launch_status("forward_fp32_screened", error); !s.ok()) return s;
+  }
+  return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, dense, stream));
 }
 
 namespace {

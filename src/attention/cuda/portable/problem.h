@@ -29,6 +29,13 @@ struct Problem {
   // unit vector to nearly half a unit in the last place. Null where only 16-bit kernels run.
   float* query_scale_low[2];
   float* key_scale_low[2];
+  // For the fp32 screen: unit rows rounded to fp16, contiguous (heads, flat rows, half_pitch), zeros behind head_dim.
+  // Null where nothing is screened; then the counters of dense tasks (dense_tasks.h) are null as well. The kernel that
+  // computes the factors writes the rows and clears the counters.
+  void* half_query[2];
+  void* half_key[2];
+  std::int64_t half_pitch;
+  std::uint32_t* dense_counters;
   // Whether rows may be read four elements at a time, and sixteen bytes at a time without reaching beyond the row.
   bool vector_q[2], vector_k[2], vector_v, vector_d_output;
   bool wide_q[2], wide_k[2], wide_v, wide_d_output;
@@ -37,6 +44,8 @@ struct Problem {
   // the fp32 kernels run.
   unsigned* irregular;
 };
+
+constexpr int kDenseCounters = 2;  // of a forward: listed, claimed
 
 // Blocks of an fp32 kernel with this many tasks. When it only stands by for irregular inputs they are few, because each
 // costs a launch to find nothing to do; blocks walk the tasks, so any number does the work.
