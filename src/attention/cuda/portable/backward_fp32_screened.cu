@@ -1,15 +1,14 @@
 // Backward of fp32 inputs with few survivors: dq, dk, dv and the shares of dbeta and dlambda pair by pair.
 //
 // Blocks of four warps; a warp owns a strip of 16 rows and shares nothing with the others until the end.
-//   Row tasks (dq, dbeta, dlambda): 64 query rows of one view and head; each warp walks the live slices of its row tile.
-//   Column tasks (dk of every view, dv): 64 keys of one key head; each warp walks the row tiles in which its 16 keys
-//   have a survivor, for each view and query head of the group.
+//   Row tasks (dq, dbeta, dlambda): 64 query rows of one view and head; each warp walks the live slices of its row
+//   tile. Column tasks (dk of every view, dv): 64 keys of one key head; each warp walks the row tiles in which its 16
+//   keys have a survivor, for each view and query head of the group.
 // In either: a screen of 16 x 16 pairs (unit rows rounded to fp16 on the way from global memory into the fragments of
-// mma.sync) puts candidates into the warp's queue; a full queue is worked off: s and dP of four pairs at a time in fp32,
-// then g times the unit rows (and w a times dO) into the strip's sums in shared memory.
-// Every sum has one owner and a fixed order. A task in which more than an eighth of the pairs are candidates goes to
-// the dense kernels through a list.
-// Shared memory: 46 KiB for 64 columns, 78 KiB for 128. Cost: 150 instructions of a warp for each 16 x 16 pairs
+// mma.sync) puts candidates into the warp's queue; a full queue is worked off: s and dP of four pairs at a time in
+// fp32, then g times the unit rows (and w a times dO) into the strip's sums in shared memory. Every sum has one owner
+// and a fixed order. A task in which more than an eighth of the pairs are candidates goes to the dense kernels through
+// a list. Shared memory: 46 KiB for 64 columns, 78 KiB for 128. Cost: 150 instructions of a warp for each 16 x 16 pairs
 // screened, about 60 a candidate.
 #include "attention/cuda/portable/live_slices.cuh"
 #include "attention/cuda/portable/screen_product.cuh"
@@ -27,7 +26,7 @@ struct WarpPlan {
   float x[kStripRows][DIM];      // dq or dk, with respect to unit vectors
   float v[kStripRows][COLUMNS];  // dv
   std::uint32_t entries[kQueue];
-  float2 factors[kQueue];      // g, w a
+  float2 factors[kQueue];        // g, w a
   float thresholds[kSliceRows];  // of a row tile, as the screen wants them
 };
 
@@ -75,7 +74,8 @@ __device__ __forceinline__ uint2 half_unit(const UnitRows& rows, int row, int d,
 
 // The strip's rows as A fragments. A product may take its depth in any order, so a lane takes four neighbours.
 template <int DIM>
-__device__ __forceinline__ void load_strip(std::uint32_t (&a)[DIM / 16][4], const UnitRows& rows, int first, int count) {
+__device__ __forceinline__ void load_strip(std::uint32_t (&a)[DIM / 16][4], const UnitRows& rows, int first,
+                                           int count) {
   const int row = first + lane_of_warp() / 4, d = lane_of_warp() % 4 * 4;
 #pragma unroll
   for (int step = 0; step < DIM / 16; ++step) {
@@ -131,8 +131,8 @@ struct Strip {
       const std::uint32_t entry = plan.entries[exists ? place : base];
       const int own = first + entry_row(entry), other = entry_other(entry);
       const int query = KEYS ? other : own, key = KEYS ? own : other;
-      const float s = pair_product<DIM>([&](int d) { return o.q.unit(query, d); },
-                                        [&](int d) { return o.k.unit(key, d); });
+      const float s =
+          pair_product<DIM>([&](int d) { return o.q.unit(query, d); }, [&](int d) { return o.k.unit(key, d); });
       const float d_weight = pair_product<COLUMNS>([&](int d) { return o.d_output.raw(query, d); },
                                                    [&](int d) { return o.v.raw(key, d); });
       const double scale = o.scale[query];
@@ -206,8 +206,8 @@ struct Strip {
     accumulate(o);
   }
 
-  // Screens 16 rows of the other side and queues the candidates. Thresholds of scores: of rows g and g + 8, or with KEYS
-  // of the tile's 16 columns.
+  // Screens 16 rows of the other side and queues the candidates. Thresholds of scores: of rows g and g + 8, or with
+  // KEYS of the tile's 16 columns.
   __device__ __forceinline__ void screen(const Operands& o, const std::uint32_t (&a)[DIM / 16][4], int first_other,
                                          const float2& own_thresholds, const float* column_thresholds) {
     float scores[2][4] = {};
@@ -360,9 +360,9 @@ __device__ __forceinline__ bool add_head(const Problem& p, const BackwardArgumen
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int r = lane + 32 * n, row = row_tile * kTile + r;
-      thresholds[r] = row < s.query_length ? screen_threshold(threshold_at(o.beta, o.scale[row]),
-                                                              static_cast<int>(p.shape.head_dim))
-                                           : CUDART_INF_F;
+      thresholds[r] = row < s.query_length
+                          ? screen_threshold(threshold_at(o.beta, o.scale[row]), static_cast<int>(p.shape.head_dim))
+                          : CUDART_INF_F;
     }
     __syncwarp();
 #pragma unroll 1

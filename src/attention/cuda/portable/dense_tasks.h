@@ -15,13 +15,6 @@ struct DenseTasks {
   int parts = 1;                     // a listed task t is the dense kernel's tasks parts * t .. + parts - 1
 };
 
-// Blocks of a dense kernel that takes its tasks from a list: enough to fill a device, few enough to cost nothing when
-// the list is empty.
-inline unsigned dense_blocks_for(std::int64_t tasks) {
-  constexpr std::int64_t kDenseBlocks = 264;
-  return static_cast<unsigned>(tasks < kDenseBlocks ? tasks : kDenseBlocks);
-}
-
 #if defined(__CUDACC__)
 // By one thread of a screened kernel.
 __device__ inline void list_dense_task(const DenseTasks& list, std::int64_t task) {

@@ -340,8 +340,7 @@ template <int VIEWS, int COLUMNS>
 cudaError_t launch(const Problem& p, const ForwardOutputs& outputs, const DenseTasks& dense, cudaStream_t stream) {
   const std::int64_t tiles = (p.longest_query + kRows - 1) / kRows;
   const std::int64_t tasks = tiles * p.shape.query_heads * p.sequences;
-  const dim3 grid(dense.tasks ? dense_blocks_for(tasks) : blocks_for(p, tasks),
-                  static_cast<unsigned>((p.shape.value_dim + COLUMNS - 1) / COLUMNS));
+  const dim3 grid(blocks_for(p, dense, tasks), static_cast<unsigned>((p.shape.value_dim + COLUMNS - 1) / COLUMNS));
   constexpr int kSharedBytes =
       (kTileFloats<COLUMNS> + (VIEWS == 2 ? kRows * kKeys : 0)) * static_cast<int>(sizeof(float));
   const auto kernel = forward_fp32_kernel<VIEWS, COLUMNS>;

@@ -71,7 +71,7 @@ __device__ bool start_block(const Problem& p, const ForwardOutputs& outputs, con
   bool low = false;
   const int r = static_cast<int>(threadIdx.x);
   if (r < kRows) {
-    plan.threshold[r] = r < b.rows ? threshold_at(load_beta(p, b.head), threshold_scale(p, b.offset + b.first + r))
+    plan.threshold[r] = r < b.rows ? threshold_at(load_beta(p, b.head), p.position_scale[b.offset + b.first + r])
                                    : unreachable_threshold();
     plan.survivors[r] = 0;
     low = !(plan.threshold[r].high > kLowThreshold);

@@ -46,12 +46,20 @@ struct BackwardArguments {
   bool wide_dq[2], wide_dk[2], wide_dv;
 };
 
-// dq of every view with the L2 norm undone, and the row tiles' shares of dbeta and dlambda.
-cudaError_t launch_backward_query_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+// With a list of tasks only those. dq of every view with the L2 norm undone, and the row tiles' shares of dbeta and
+// dlambda.
+cudaError_t launch_backward_query_fp32(const Problem& problem, const BackwardArguments& arguments,
+                                       const DenseTasks& dense, cudaStream_t stream);
 // dk of every view with the L2 norm undone.
-cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArguments& arguments,
+                                     const DenseTasks& dense, cudaStream_t stream);
 // dv.
-cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments,
+                                       const DenseTasks& dense, cudaStream_t stream);
+// All of these pair by pair, for screened calls; row tiles and tiles of 64 keys that are better computed densely go to
+// the lists.
+cudaError_t launch_backward_fp32_screened(const Problem& problem, const BackwardArguments& arguments,
+                                          const DenseTasks& rows, const DenseTasks& columns, cudaStream_t stream);
 // dbeta and dlambda from the shares, in a fixed order.
 cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/cuda/common/survivor_index.h"
+#include "attention/cuda/portable/dense_tasks.h"
 #include "tda/attention_cuda.h"
 
 namespace tda::cuda::portable {
@@ -36,6 +37,7 @@ struct Problem {
   void* half_key[2];
   std::int64_t half_pitch;
   std::uint32_t* dense_counters;
+  double* position_scale;  // c_n of every position, for the screened kernels, or null; written with the factors
   // Whether rows may be read four elements at a time, and sixteen bytes at a time without reaching beyond the row.
   bool vector_q[2], vector_k[2], vector_v, vector_d_output;
   bool wide_q[2], wide_k[2], wide_v, wide_d_output;
@@ -47,11 +49,12 @@ struct Problem {
 
 constexpr int kDenseCounters = 2;  // of a forward: listed, claimed
 
-// Blocks of an fp32 kernel with this many tasks. When it only stands by for irregular inputs they are few, because each
-// costs a launch to find nothing to do; blocks walk the tasks, so any number does the work.
-inline unsigned blocks_for(const Problem& problem, std::int64_t tasks) {
-  constexpr std::int64_t kStandbyBlocks = 528;
-  return static_cast<unsigned>(problem.irregular && tasks > kStandbyBlocks ? kStandbyBlocks : tasks);
+// Blocks of an fp32 kernel with this many tasks; any number does the work. When it only stands by, for irregular inputs
+// or for what a screened kernel may leave, they are few, because each costs a launch to find nothing to do.
+inline unsigned blocks_for(const Problem& problem, const DenseTasks& dense, std::int64_t tasks) {
+  constexpr std::int64_t kStandbyBlocks = 528, kDenseBlocks = 264;
+  const std::int64_t most = dense.tasks ? kDenseBlocks : problem.irregular ? kStandbyBlocks : tasks;
+  return static_cast<unsigned>(tasks < most ? tasks : most);
 }
 
 }  // namespace tda::cuda::portable

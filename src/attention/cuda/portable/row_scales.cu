@@ -48,6 +48,9 @@ __global__ void __launch_bounds__(kThreads)
     row_scales_kernel(const __grid_constant__ Problem p, std::int64_t query_rows, std::int64_t key_rows) {
   const std::int64_t rows_of_view = p.shape.query_heads * query_rows + p.shape.key_heads * key_rows;
   const std::int64_t rows = rows_of_view * p.views;
+  // Every position has a key row, and so a thread.
+  const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p.position_scale && thread < p.longest_key) p.position_scale[thread] = threshold_scale(p, thread);
   const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kLanes;
   // Lanes beyond the end repeat the last row, so that whole warps shuffle.
   std::int64_t row = own < rows ? own : rows - 1;
