@@ -20,6 +20,7 @@ constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kTile = kWarps * kStripRows;
 static_assert(kTile == kSliceRows && kStripRows == kSliceKeys);
 constexpr int kQueue = 256;
+constexpr int kPairsAtOnce = 4;  // under way
 
 template <int DIM, int COLUMNS>
 struct WarpPlan {
@@ -49,11 +50,7 @@ __device__ Operands make_operands(const Problem& p, const BackwardArguments& a, 
   const int offset = s.key_length - s.query_length;
   const UnitRows d_output{
       static_cast<const float*>(a.d_output.data) + row_offset(a.d_output, s.batch, head, s.first_query),
-      a.d_output.row_stride,
-      nullptr,
-      nullptr,
-      static_cast<int>(p.shape.value_dim),
-      p.vector_d_output};
+      a.d_output.row_stride, nullptr, nullptr, static_cast<int>(p.shape.value_dim)};
   return {unit_query_rows(p, s, view, head),
           unit_key_rows(p, s, view, key_head),
           value_rows(p, s, key_head),
@@ -124,20 +121,21 @@ struct Strip {
 
   // g and w a of the queued pairs.
   __device__ __forceinline__ void weigh(const Operands& o) {
+    const auto query = [&](std::uint32_t entry) { return KEYS ? entry_other(entry) : first + entry_row(entry); };
+    const auto key = [&](std::uint32_t entry) { return KEYS ? first + entry_row(entry) : entry_other(entry); };
 #pragma unroll 1
-    for (int base = 0; base < queued; base += 4) {
-      const int place = base + lane_of_warp() / 8;
-      const bool exists = place < queued;
-      const std::uint32_t entry = plan.entries[exists ? place : base];
-      const int own = first + entry_row(entry), other = entry_other(entry);
-      const int query = KEYS ? other : own, key = KEYS ? own : other;
-      const float s =
-          pair_product<DIM>([&](int d) { return o.q.unit(query, d); }, [&](int d) { return o.k.unit(key, d); });
-      const float d_weight = pair_product<COLUMNS>([&](int d) { return o.d_output.raw(query, d); },
-                                                   [&](int d) { return o.v.raw(key, d); });
-      const double scale = o.scale[query];
+    for (int base = 0; base < queued; base += 32) {
+      const std::uint32_t* const entries = plan.entries + base;
+      const float s = pair_products<DIM, kPairsAtOnce>(
+          entries, queued - base, [&](std::uint32_t entry, int d) { return o.q.unit(query(entry), d); },
+          [&](std::uint32_t entry, int d) { return o.k.unit(key(entry), d); });
+      const float d_weight = pair_products<COLUMNS, kPairsAtOnce>(
+          entries, queued - base, [&](std::uint32_t entry, int d) { return o.d_output.raw(query(entry), d); },
+          [&](std::uint32_t entry, int d) { return o.v.raw(key(entry), d); });
+      const int place = base + own_pair();
+      if (place >= queued) continue;
+      const double scale = o.scale[query(plan.entries[place])];
       const float r = excess(s, threshold_at(o.beta, scale));
-      if (!exists || lane_of_warp() % 8 != 0) continue;
       float2 factors = make_float2(0.f, 0.f);
       if (survives(r)) {
         const float a = weight(r, p.power);
@@ -154,7 +152,7 @@ struct Strip {
 
   // The lane's columns of the other side's unit row; a row with a NaN counts as 0, because its weight carries the NaN.
   __device__ __forceinline__ void load_unit(LaneColumns<DIM>& columns, const UnitRows& rows, int row) const {
-    columns.load(rows.data + row * rows.row_stride, rows.dim, rows.vector);
+    columns.load(rows.data + row * rows.row_stride, rows.dim);
     const float high = rows.high[row], low = rows.low[row];
 #pragma unroll
     for (int i = 0; i < columns.kCount; ++i) {
@@ -162,37 +160,38 @@ struct Strip {
     }
   }
 
-  // Adds the queued pairs' products to the sums, four pairs under way at a time.
+  // Adds the queued pairs' products to the sums, several pairs under way at a time.
   __device__ __forceinline__ void accumulate(const Operands& o) {
+    constexpr int kAtOnce = 32 / (DIM / 32 + (KEYS ? COLUMNS / 32 : 0));
 #pragma unroll 1
-    for (int base = 0; base < queued; base += 4) {
-      LaneColumns<DIM> units[4];
-      LaneColumns<COLUMNS> rows[KEYS ? 4 : 1];
-      float2 factors[4];
-      std::uint32_t entry[4];
+    for (int base = 0; base < queued; base += kAtOnce) {
+      LaneColumns<DIM> units[kAtOnce];
+      LaneColumns<COLUMNS> rows[KEYS ? kAtOnce : 1];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const bool exists = base + n < queued;
-        entry[n] = plan.entries[exists ? base + n : base];
-        factors[n] = exists ? plan.factors[base + n] : make_float2(0.f, 0.f);
-        const int other = entry_other(entry[n]);
-        if (factors[n].x != 0.f) load_unit(units[n], KEYS ? o.q : o.k, other);
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (base + n >= queued) continue;
+        const float2 factors = plan.factors[base + n];
+        const int other = entry_other(plan.entries[base + n]);
+        if (factors.x != 0.f) load_unit(units[n], KEYS ? o.q : o.k, other);
         if constexpr (KEYS) {
-          if (factors[n].y != 0.f) {
-            rows[n].load(o.d_output.data + other * o.d_output.row_stride, o.d_output.dim, o.d_output.vector);
+          if (factors.y != 0.f) {
+            rows[n].load(o.d_output.data + other * o.d_output.row_stride, o.d_output.dim);
           }
         }
       }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const auto chain = static_cast<std::uint32_t>(entry_row(entry[n])) << 28 |
-                           static_cast<std::uint32_t>(entry_other(entry[n]) / kStripRows);
-        if (factors[n].x != 0.f) {
-          x.add(chain, factors[n].x, units[n]);
-          touched |= 1u << entry_row(entry[n]);
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (base + n >= queued) continue;
+        const float2 factors = plan.factors[base + n];
+        const std::uint32_t entry = plan.entries[base + n];
+        const auto chain = static_cast<std::uint32_t>(entry_row(entry)) << 28 |
+                           static_cast<std::uint32_t>(entry_other(entry) / kStripRows);
+        if (factors.x != 0.f) {
+          x.add(chain, factors.x, units[n]);
+          touched |= 1u << entry_row(entry);
         }
         if constexpr (KEYS) {
-          if (factors[n].y != 0.f) v.add(chain, factors[n].y, rows[n]);
+          if (factors.y != 0.f) v.add(chain, factors.y, rows[n]);
         }
       }
     }
@@ -262,7 +261,7 @@ struct Strip {
 
   __device__ __forceinline__ void undo_norm(const UnitRows& rows, int row, LaneColumns<DIM>& sums) const {
     LaneColumns<DIM> raw;
-    raw.load(rows.data + row * rows.row_stride, rows.dim, rows.vector);
+    raw.load(rows.data + row * rows.row_stride, rows.dim);
     double square = 0.0, projection = 0.0;
 #pragma unroll
     for (int i = 0; i < raw.kCount; ++i) {
@@ -424,7 +423,7 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
 
 // The first `column_tasks` blocks work on keys, the others on queries.
 template <int DIM, int COLUMNS>
-__global__ void __launch_bounds__(kThreads, DIM + COLUMNS == 128 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, DIM + COLUMNS == 128 ? 3 : 2)
     backward_fp32_screened_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
                                   const __grid_constant__ DenseTasks rows, const __grid_constant__ DenseTasks columns,
                                   std::int64_t tiles, std::int64_t column_tasks) {

@@ -4,7 +4,7 @@
 // of 64, unit rows rounded to fp16 (row_scales.cu writes them), two or three tiles on their way by asynchronous copies:
 //   1. s~ = q~ k~^T by mma.sync, queries in registers; one maximum a row decides whether a pair may pass tau;
 //   2. candidates join the warp's queue, in the order of tiles, rows, keys;
-//   3. a full queue is worked off: exact scores of four pairs at a time, weights, survivor bits, then weight times
+//   3. a full queue is worked off: exact scores of 32 pairs at a time, weights, survivor bits, then weight times
 //      value row into the strip's sums, in the order and with the roundings of forward_fp32.cu.
 // So the outputs equal those of that kernel to the bit. Row blocks with many candidates, or with anything that is not
 // finite, are left to it through a list.
@@ -23,6 +23,7 @@ namespace {
 constexpr int kRows = kDenseRows, kKeys = 64, kThreads = 256, kWarps = kThreads / 32;
 static_assert(kRows == kWarps * kStripRows);
 constexpr int kQueue = 128;
+constexpr int kPairsAtOnce = 2;  // under way; more would need registers that the screen holds
 
 struct PairQueue {
   std::uint32_t entries[kQueue];
@@ -154,14 +155,19 @@ struct Strip {
   int candidates;  // so far
   StripSums<COLUMNS> sums;
 
-  __device__ __forceinline__ float pair_weight(int view, int row, int key, bool wanted) const {
+  // The weight, in one view, of the lane's own pair among the 32 behind `base`.
+  __device__ __forceinline__ float pair_weight(int view, int base, std::uint32_t own, bool exists) const {
     const UnitRows q = unit_query_rows(p, b.sequence, view, b.head), k = unit_key_rows(p, b.sequence, view, b.key_head);
+    const auto wanted = [&](std::uint32_t entry) { return VIEWS == 1 || (entry_views(entry) >> view & 1u) != 0; };
     const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
-    const float s = pair_product<DIM>([&](int d) { return wanted ? q.unit(first + row, d) : zero; },
-                                      [&](int d) { return wanted ? k.unit(key, d) : zero; });
-    const float r = excess(s, threshold[row]);
-    const float w = wanted && survives(r) ? weight(r, p.power) : 0.f;
-    if (index && w != 0.f && lane_of_warp() % 8 == 0) {
+    const float s = pair_products<DIM, kPairsAtOnce>(
+        queue.entries + base, queued - base,
+        [&](std::uint32_t entry, int d) { return wanted(entry) ? q.unit(first + entry_row(entry), d) : zero; },
+        [&](std::uint32_t entry, int d) { return wanted(entry) ? k.unit(entry_other(entry), d) : zero; });
+    const float r = excess(s, threshold[entry_row(own)]);
+    const float w = exists && wanted(own) && survives(r) ? weight(r, p.power) : 0.f;
+    if (index && w != 0.f) {
+      const int key = entry_other(own);
       atomicOr(index + view * index_view_stride + key / kKeysPerWord, 1u << (key / kSliceKeys % kSlicesPerWord));
     }
     return w;
@@ -170,46 +176,44 @@ struct Strip {
   // Weights of the queued pairs, over both views.
   __device__ __forceinline__ void weigh(float lambda) {
 #pragma unroll 1
-    for (int base = 0; base < queued; base += 4) {
-      const int place = base + lane_of_warp() / 8;
+    for (int base = 0; base < queued; base += 32) {
+      const int place = base + own_pair();
       const bool exists = place < queued;
-      const std::uint32_t entry = queue.entries[exists ? place : base];
-      const int row = entry_row(entry), key = entry_other(entry);
-      float w = pair_weight(0, row, key, exists && (VIEWS == 1 || (entry_views(entry) & 1u) != 0));
+      const std::uint32_t own = queue.entries[exists ? place : base];
+      float w = pair_weight(0, base, own, exists);
       bool survivor = w != 0.f;
       if constexpr (VIEWS == 2) {
-        const float second = pair_weight(1, row, key, exists && (entry_views(entry) & 2u) != 0);
+        const float second = pair_weight(1, base, own, exists);
         survivor = survivor || second != 0.f;
         w = fmaf(-lambda, second, w);
       }
-      if (!exists || lane_of_warp() % 8 != 0) continue;
-      queue.weights[place] = w;
-      if (survivor) atomicAdd(&survivors[row], 1);
+      if (exists) queue.weights[place] = w;
+      if (survivor) atomicAdd(&survivors[entry_row(own)], 1);
     }
     __syncwarp();
   }
 
-  // Adds weight times value row of the queued pairs, four rows under way at a time.
+  // Adds weight times value row of the queued pairs, several rows under way at a time.
   __device__ __forceinline__ void add_values() {
+    constexpr int kAtOnce = 512 / COLUMNS;
     const UnitRows v = value_rows(p, b.sequence, b.key_head);
 #pragma unroll 1
-    for (int base = 0; base < queued; base += 4) {
-      LaneColumns<COLUMNS> values[4];
-      float w[4];
-      std::uint32_t entry[4];
+    for (int base = 0; base < queued; base += kAtOnce) {
+      LaneColumns<COLUMNS> values[kAtOnce];
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const bool exists = base + n < queued;
-        entry[n] = queue.entries[exists ? base + n : base];
-        w[n] = exists ? queue.weights[base + n] : 0.f;
-        if (w[n] != 0.f) values[n].load(v.data + entry_other(entry[n]) * v.row_stride, v.dim, v.vector);
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int place = base + n;
+        if (place >= queued || queue.weights[place] == 0.f) continue;
+        values[n].load(v.data + entry_other(queue.entries[place]) * v.row_stride, v.dim);
       }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        if (w[n] == 0.f) continue;
-        const auto chain = static_cast<std::uint32_t>(entry_row(entry[n])) << 28 |
-                           static_cast<std::uint32_t>(entry_other(entry[n]) / kChain);
-        sums.add(chain, w[n], values[n]);
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int place = base + n;
+        if (place >= queued || queue.weights[place] == 0.f) continue;
+        const std::uint32_t entry = queue.entries[place];
+        const auto chain = static_cast<std::uint32_t>(entry_row(entry)) << 28 |
+                           static_cast<std::uint32_t>(entry_other(entry) / kChain);
+        sums.add(chain, queue.weights[place], values[n]);
       }
     }
     __syncwarp();
@@ -417,16 +421,20 @@ auto with_instance(const AttentionShape& shape, int views, Run run) {
 
 bool screens_fp32(const AttentionShape& shape, const AttentionOptions& options, std::int64_t longest_key) {
   return options.data_type == DataType::kFloat32 && options.normalize && shape.head_dim > 8 && shape.head_dim <= 128 &&
-         shape.value_dim <= 128 && longest_key < kLongestScreened;
+         shape.head_dim % 4 == 0 && shape.value_dim <= 128 && shape.value_dim % 4 == 0 &&
+         longest_key < kLongestScreened;
 }
 
-bool screens_fp32_now(const AttentionShape& shape, int views) {
+bool screens_fp32_now(const Problem& p) {
   const char* const value = std::getenv("TDA_FP32_SCREEN");
   if (value != nullptr && std::string_view(value) == "off") return false;
+  for (int view = 0; view < p.views; ++view) {
+    if (!p.vector_q[view] || !p.vector_k[view]) return false;
+  }
   int device = 0, available = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (!p.vector_v || cudaGetDevice(&device) != cudaSuccess) return false;
   if (cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return false;
-  return available >= with_instance(shape, views, [&]<int VIEWS, int DIM, int COLUMNS>() {
+  return available >= with_instance(p.shape, p.views, [&]<int VIEWS, int DIM, int COLUMNS>() {
            return static_cast<int>(sizeof(Plan<VIEWS, DIM, COLUMNS>));
          });
 }

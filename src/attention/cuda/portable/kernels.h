@@ -21,9 +21,9 @@ cudaError_t launch_forward_fp32(const Problem& problem, const ForwardOutputs& ou
 
 // Whether fp32 calls of this kind are screened; a function of shapes and options, for the size of the workspace.
 bool screens_fp32(const AttentionShape& shape, const AttentionOptions& options, std::int64_t longest_key);
-// Whether such a call is screened here and now: the device has the shared memory, and no test has switched it off
-// (TDA_FP32_SCREEN=off in the environment, read at each call).
-bool screens_fp32_now(const AttentionShape& shape, int views);
+// Whether such a call is screened here and now: rows are aligned, the device has the shared memory, and no test has
+// switched it off (TDA_FP32_SCREEN=off in the environment, read at each call).
+bool screens_fp32_now(const Problem& problem);
 
 // The same outputs by screening, to the bit; row blocks that are better computed densely go to the list.
 cudaError_t launch_forward_fp32_screened(const Problem& problem, const ForwardOutputs& outputs, const DenseTasks& dense,

@@ -29,17 +29,17 @@ __device__ __forceinline__ int entry_other(std::uint32_t entry) {
 
 __device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % 32; }
 
-// fp32 rows of one head of one sequence, with the factors that make them unit vectors.
+// fp32 rows of one head of one sequence, with the factors that make them unit vectors. Rows can be read four elements
+// at a time, and their number of elements is a multiple of four: other calls are not screened.
 struct UnitRows {
   const float* data;  // of row 0
   std::int64_t row_stride;
   const float *high, *low;  // of row 0
   int dim;
-  bool vector;
 
   __device__ __forceinline__ float4 raw(int row, int d) const {
     if (d >= dim) return make_float4(0.f, 0.f, 0.f, 0.f);
-    return load_four(DataType::kFloat32, data, row * row_stride + d, dim - d, vector);
+    return *reinterpret_cast<const float4*>(data + row * row_stride + d);
   }
   __device__ __forceinline__ float4 unit(int row, int d) const {
     if (d >= dim) return make_float4(0.f, 0.f, 0.f, 0.f);
@@ -50,56 +50,72 @@ struct UnitRows {
 __device__ inline UnitRows unit_query_rows(const Problem& p, const Sequence& s, int view, int head) {
   const ConstTensor& q = p.inputs.q[view];
   const std::int64_t row = head * p.shape.batch * p.shape.query_length + s.flat_query;
-  return {static_cast<const float*>(q.data) + row_offset(q, s.batch, head, s.first_query),
-          q.row_stride,
-          p.query_scale[view] + row,
-          p.query_scale_low[view] + row,
-          static_cast<int>(p.shape.head_dim),
-          p.vector_q[view]};
+  return {static_cast<const float*>(q.data) + row_offset(q, s.batch, head, s.first_query), q.row_stride,
+          p.query_scale[view] + row, p.query_scale_low[view] + row, static_cast<int>(p.shape.head_dim)};
 }
 
 __device__ inline UnitRows unit_key_rows(const Problem& p, const Sequence& s, int view, int key_head) {
   const ConstTensor& k = p.inputs.k[view];
   const std::int64_t row = key_head * p.shape.batch * p.shape.key_length + s.flat_key;
-  return {static_cast<const float*>(k.data) + row_offset(k, s.batch, key_head, s.first_key),
-          k.row_stride,
-          p.key_scale[view] + row,
-          p.key_scale_low[view] + row,
-          static_cast<int>(p.shape.head_dim),
-          p.vector_k[view]};
+  return {static_cast<const float*>(k.data) + row_offset(k, s.batch, key_head, s.first_key), k.row_stride,
+          p.key_scale[view] + row, p.key_scale_low[view] + row, static_cast<int>(p.shape.head_dim)};
 }
 
 __device__ inline UnitRows value_rows(const Problem& p, const Sequence& s, int key_head) {
   const ConstTensor& v = p.inputs.v;
-  return {static_cast<const float*>(v.data) + row_offset(v, s.batch, key_head, s.first_key),
-          v.row_stride,
-          nullptr,
-          nullptr,
-          static_cast<int>(p.shape.value_dim),
-          p.vector_v};
+  return {static_cast<const float*>(v.data) + row_offset(v, s.batch, key_head, s.first_key), v.row_stride, nullptr,
+          nullptr, static_cast<int>(p.shape.value_dim)};
 }
 
 __device__ __forceinline__ float chain_of_four(const float4& a, const float4& b, float sum) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
 }
 
-// The product of two rows by eight neighbouring lanes, four products in a warp; all lanes take part. load_a(d) and
-// load_b(d) return four elements, zero beyond the row; DIM is the depth rounded up to a multiple of 64.
-template <int DIM, class LoadA, class LoadB>
-__device__ __forceinline__ float pair_product(LoadA load_a, LoadB load_b) {
-  const int part = lane_of_warp() % 8;
-  float partial[DIM / 64];
+// Of 32 queued pairs, the eight lanes of group g multiply the pairs 4 u + g, u < 8; afterwards each lane owns one.
+__device__ __forceinline__ int own_pair() { return lane_of_warp() % 8 * 4 + lane_of_warp() / 8; }
+
+// Hands partial sum u of lane c to lane u of the group, where it becomes number c.
+__device__ __forceinline__ void transpose_over_group(float (&partial)[8]) {
 #pragma unroll
-  for (int n = 0; n < DIM / 64; ++n) {
-    const int d = 64 * n + 8 * part;
-    const float4 a0 = load_a(d), a1 = load_a(d + 4), b0 = load_b(d), b1 = load_b(d + 4);
-    partial[n] = chain_of_four(a1, b1, chain_of_four(a0, b0, 0.f));
+  for (int step = 4; step > 0; step /= 2) {
+    const bool upper = (lane_of_warp() & step) != 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if ((i & step) != 0) continue;
+      const float received = __shfl_xor_sync(kWholeWarp, upper ? partial[i] : partial[i | step], step);
+      (upper ? partial[i] : partial[i | step]) = received;
+    }
   }
+}
+
+// The products of the first `count` (at least 1) of 32 queued pairs, in the lanes that own them. A lane computes one
+// chain of eight; AT_ONCE pairs are loaded at once. load_a(entry, d) and load_b(entry, d) return four elements, zero
+// beyond the row; DIM is the depth rounded up to a multiple of 64.
+template <int DIM, int AT_ONCE, class LoadA, class LoadB>
+__device__ __forceinline__ float pair_products(const std::uint32_t* entries, int count, LoadA load_a, LoadB load_b) {
   float sum = 0.f;
 #pragma unroll
   for (int n = 0; n < DIM / 64; ++n) {
+    const int d = 64 * n + lane_of_warp() % 8 * 8;
+    float partial[8] = {};
 #pragma unroll
-    for (int c = 0; c < 8; ++c) sum += __shfl_sync(kWholeWarp, partial[n], c, 8);
+    for (int first = 0; first < 8; first += AT_ONCE) {
+      if (4 * first >= count) continue;
+      float4 a[AT_ONCE][2], b[AT_ONCE][2];
+#pragma unroll
+      for (int u = 0; u < AT_ONCE; ++u) {
+        const std::uint32_t entry = entries[min(4 * (first + u) + lane_of_warp() / 8, count - 1)];
+        a[u][0] = load_a(entry, d), a[u][1] = load_a(entry, d + 4);
+        b[u][0] = load_b(entry, d), b[u][1] = load_b(entry, d + 4);
+      }
+#pragma unroll
+      for (int u = 0; u < AT_ONCE; ++u) {
+        partial[first + u] = chain_of_four(a[u][1], b[u][1], chain_of_four(a[u][0], b[u][0], 0.f));
+      }
+    }
+    transpose_over_group(partial);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sum += partial[c];
   }
   return sum;
 }
@@ -111,34 +127,27 @@ struct LaneColumns {
   float x[kCount];
 
   __device__ static int first() { return lane_of_warp() * kCount; }
-  __device__ __forceinline__ void load(const float* row, int columns, bool vector) {
-    const int left = columns - first();
-    if (vector && left >= kCount) {
-      if constexpr (kCount == 2) {
-        const float2 pair = *reinterpret_cast<const float2*>(row + first());
-        x[0] = pair.x, x[1] = pair.y;
-      } else {
-        const float4 four = *reinterpret_cast<const float4*>(row + first());
-        x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-      }
-      return;
-    }
+  __device__ __forceinline__ void load(const float* row, int columns) {
+    if (first() >= columns) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) x[i] = i < left ? row[first() + i] : 0.f;
+      for (int i = 0; i < kCount; ++i) x[i] = 0.f;
+    } else if constexpr (kCount == 2) {
+      const float2 pair = *reinterpret_cast<const float2*>(row + first());
+      x[0] = pair.x, x[1] = pair.y;
+    } else {
+      const float4 four = *reinterpret_cast<const float4*>(row + first());
+      x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+    }
   }
   __device__ __forceinline__ void store(float* row, int columns) const {
-    const int left = columns - first();
-    if (left >= kCount && reinterpret_cast<std::uintptr_t>(row) % (4 * kCount) == 0) {
-      if constexpr (kCount == 2) {
-        *reinterpret_cast<float2*>(row + first()) = make_float2(x[0], x[1]);
-      } else {
-        *reinterpret_cast<float4*>(row + first()) = make_float4(x[0], x[1], x[2], x[3]);
-      }
-      return;
-    }
+    if (first() >= columns) return;
+    if (reinterpret_cast<std::uintptr_t>(row) % (4 * kCount) != 0) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (i < left) row[first() + i] = x[i];
+      for (int i = 0; i < kCount; ++i) row[first() + i] = x[i];
+    } else if constexpr (kCount == 2) {
+      *reinterpret_cast<float2*>(row + first()) = make_float2(x[0], x[1]);
+    } else {
+      *reinterpret_cast<float4*>(row + first()) = make_float4(x[0], x[1], x[2], x[3]);
     }
   }
 };

@@ -215,7 +215,7 @@ Status forward(const ForwardCall& call) {
   place_scales(call.shape, call.options.views, true, arena, &p);
   place_flag(arena, &p);
   DenseTasks dense;
-  if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p.shape, p.views)) {
+  if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p)) {
     place_screen(p.shape, p.views, call.documents, arena, p, dense);
   }
   const cudaStream_t stream = stream_of(call.stream);
@@ -305,7 +305,7 @@ Status backward(const BackwardCall& call) {
     cleared = static_cast<std::size_t>(counters + sizeof(BackwardCounters) - static_cast<char*>(call.workspace));
   }
   DenseBackward dense;
-  if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p.shape, p.views)) {
+  if (screens_fp32(p.shape, call.options, p.longest_key) && p.vector_d_output && screens_fp32_now(p)) {
     dense = place_dense_backward(p.shape, p.views, p.index, call.documents, arena, p);
     cleared = static_cast<std::size_t>(reinterpret_cast<char*>(dense.rows.listed + kDenseBackwardCounters) -
                                        static_cast<char*>(call.workspace));
