@@ -63,22 +63,37 @@ __device__ Operands make_operands(const Problem& p, const BackwardArguments& a, 
           s.key_length};
 }
 
-// Four elements of a unit row as two pairs of fp16; zeros where there is no row.
-__device__ __forceinline__ uint2 half_unit(const UnitRows& rows, int row, int d, bool exists) {
-  const float4 x = exists ? rows.unit(row, d) : make_float4(0.f, 0.f, 0.f, 0.f);
-  return make_uint2(rounded_pair<__half>(x.x, x.y), rounded_pair<__half>(x.z, x.w));
+// A lane's share of the fp16 unit row `row`, of each 16 elements four neighbours: a product may take its depth in any
+// order. Zeros where there is no row.
+template <int DIM>
+__device__ __forceinline__ void load_half_row(uint2 (&pairs)[DIM / 16], const UnitRows& rows, int row, bool exists) {
+  const int d = lane_of_warp() % 4 * 4;
+  const float* const from = rows.data + row * rows.row_stride + d;
+  const float high = exists ? rows.high[row] : 0.f, low = exists ? rows.low[row] : 0.f;
+  float4 x[DIM / 16];
+#pragma unroll
+  for (int step = 0; step < DIM / 16; ++step) {
+    x[step] = exists && 16 * step + d < rows.dim ? *reinterpret_cast<const float4*>(from + 16 * step)
+                                                 : make_float4(0.f, 0.f, 0.f, 0.f);
+  }
+#pragma unroll
+  for (int step = 0; step < DIM / 16; ++step) {
+    const float4 unit = scaled(x[step], high, low);
+    pairs[step] = make_uint2(rounded_pair<__half>(unit.x, unit.y), rounded_pair<__half>(unit.z, unit.w));
+  }
 }
 
-// The strip's rows as A fragments. A product may take its depth in any order, so a lane takes four neighbours.
+// The strip's rows as A fragments.
 template <int DIM>
 __device__ __forceinline__ void load_strip(std::uint32_t (&a)[DIM / 16][4], const UnitRows& rows, int first,
                                            int count) {
-  const int row = first + lane_of_warp() / 4, d = lane_of_warp() % 4 * 4;
+  const int row = first + lane_of_warp() / 4;
+  uint2 upper[DIM / 16], lower[DIM / 16];
+  load_half_row<DIM>(upper, rows, row, row < count);
+  load_half_row<DIM>(lower, rows, row + 8, row + 8 < count);
 #pragma unroll
   for (int step = 0; step < DIM / 16; ++step) {
-    const uint2 upper = half_unit(rows, row, 16 * step + d, row < count);
-    const uint2 lower = half_unit(rows, row + 8, 16 * step + d, row + 8 < count);
-    a[step][0] = upper.x, a[step][1] = lower.x, a[step][2] = upper.y, a[step][3] = lower.y;
+    a[step][0] = upper[step].x, a[step][1] = lower[step].x, a[step][2] = upper[step].y, a[step][3] = lower[step].y;
   }
 }
 
@@ -86,15 +101,16 @@ __device__ __forceinline__ void load_strip(std::uint32_t (&a)[DIM / 16][4], cons
 template <int DIM>
 __device__ __forceinline__ void screen_others(float (&scores)[2][4], const std::uint32_t (&a)[DIM / 16][4],
                                               const UnitRows& others, int first, int count) {
-  const int d = lane_of_warp() % 4 * 4;
+  uint2 b[2][DIM / 16];
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     const int row = first + 8 * n + lane_of_warp() / 4;
-    uint2 b[DIM / 16];
+    load_half_row<DIM>(b[n], others, row, row < count);
+  }
 #pragma unroll
-    for (int step = 0; step < DIM / 16; ++step) b[step] = half_unit(others, row, 16 * step + d, row < count);
+  for (int n = 0; n < 2; ++n) {
 #pragma unroll
-    for (int step = 0; step < DIM / 16; ++step) multiply_add<__half>(scores[n], a[step], b[step].x, b[step].y);
+    for (int step = 0; step < DIM / 16; ++step) multiply_add<__half>(scores[n], a[step], b[n][step].x, b[n][step].y);
   }
 }
 
@@ -127,11 +143,12 @@ struct Strip {
     for (int base = 0; base < queued; base += 32) {
       const std::uint32_t* const entries = plan.entries + base;
       const float s = pair_products<DIM, kPairsAtOnce>(
-          entries, queued - base, [&](std::uint32_t entry, int d) { return o.q.unit(query(entry), d); },
-          [&](std::uint32_t entry, int d) { return o.k.unit(key(entry), d); });
+          entries, queued - base, [&](std::uint32_t entry, int d, float4(&x)[2]) { o.q.load_unit(query(entry), d, x); },
+          [&](std::uint32_t entry, int d, float4(&x)[2]) { o.k.load_unit(key(entry), d, x); });
       const float d_weight = pair_products<COLUMNS, kPairsAtOnce>(
-          entries, queued - base, [&](std::uint32_t entry, int d) { return o.d_output.raw(query(entry), d); },
-          [&](std::uint32_t entry, int d) { return o.v.raw(key(entry), d); });
+          entries, queued - base,
+          [&](std::uint32_t entry, int d, float4(&x)[2]) { o.d_output.load_raw(query(entry), d, x); },
+          [&](std::uint32_t entry, int d, float4(&x)[2]) { o.v.load_raw(key(entry), d, x); });
       const int place = base + own_pair();
       if (place >= queued) continue;
       const double scale = o.scale[query(plan.entries[place])];

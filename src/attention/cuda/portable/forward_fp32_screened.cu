@@ -158,14 +158,14 @@ struct Strip {
   // The weight, in one view, of the lane's own pair among the 32 behind `base`.
   __device__ __forceinline__ float pair_weight(int view, int base, std::uint32_t own, bool exists) const {
     const UnitRows q = unit_query_rows(p, b.sequence, view, b.head), k = unit_key_rows(p, b.sequence, view, b.key_head);
-    const auto wanted = [&](std::uint32_t entry) { return VIEWS == 1 || (entry_views(entry) >> view & 1u) != 0; };
-    const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
+    // Pairs that are candidates of the other view only load a row of theirs as well; nobody uses the product.
     const float s = pair_products<DIM, kPairsAtOnce>(
         queue.entries + base, queued - base,
-        [&](std::uint32_t entry, int d) { return wanted(entry) ? q.unit(first + entry_row(entry), d) : zero; },
-        [&](std::uint32_t entry, int d) { return wanted(entry) ? k.unit(entry_other(entry), d) : zero; });
+        [&](std::uint32_t entry, int d, float4(&x)[2]) { q.load_unit(first + entry_row(entry), d, x); },
+        [&](std::uint32_t entry, int d, float4(&x)[2]) { k.load_unit(entry_other(entry), d, x); });
     const float r = excess(s, threshold[entry_row(own)]);
-    const float w = exists && wanted(own) && survives(r) ? weight(r, p.power) : 0.f;
+    const bool wanted = exists && (VIEWS == 1 || (entry_views(own) >> view & 1u) != 0);
+    const float w = wanted && survives(r) ? weight(r, p.power) : 0.f;
     if (index && w != 0.f) {
       const int key = entry_other(own);
       atomicOr(index + view * index_view_stride + key / kKeysPerWord, 1u << (key / kSliceKeys % kSlicesPerWord));

@@ -37,13 +37,18 @@ struct UnitRows {
   const float *high, *low;  // of row 0
   int dim;
 
-  __device__ __forceinline__ float4 raw(int row, int d) const {
-    if (d >= dim) return make_float4(0.f, 0.f, 0.f, 0.f);
-    return *reinterpret_cast<const float4*>(data + row * row_stride + d);
+  // Elements d .. d + 7, zero beyond the row.
+  __device__ __forceinline__ void load_raw(int row, int d, float4 (&x)[2]) const {
+    const float* const from = data + row * row_stride + d;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      x[n] = d + 4 * n < dim ? *reinterpret_cast<const float4*>(from + 4 * n) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
   }
-  __device__ __forceinline__ float4 unit(int row, int d) const {
-    if (d >= dim) return make_float4(0.f, 0.f, 0.f, 0.f);
-    return scaled(raw(row, d), high[row], low[row]);
+  __device__ __forceinline__ void load_unit(int row, int d, float4 (&x)[2]) const {
+    load_raw(row, d, x);
+    const float factor = high[row], rest = low[row];
+    x[0] = scaled(x[0], factor, rest), x[1] = scaled(x[1], factor, rest);
   }
 };
 
@@ -105,8 +110,8 @@ __device__ __forceinline__ float pair_products(const std::uint32_t* entries, int
 #pragma unroll
       for (int u = 0; u < AT_ONCE; ++u) {
         const std::uint32_t entry = entries[min(4 * (first + u) + lane_of_warp() / 8, count - 1)];
-        a[u][0] = load_a(entry, d), a[u][1] = load_a(entry, d + 4);
-        b[u][0] = load_b(entry, d), b[u][1] = load_b(entry, d + 4);
+        load_a(entry, d, a[u]);
+        load_b(entry, d, b[u]);
       }
 #pragma unroll
       for (int u = 0; u < AT_ONCE; ++u) {
