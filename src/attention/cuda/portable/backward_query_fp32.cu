@@ -108,27 +108,26 @@ __device__ __forceinline__ void run_task(const Problem& p, const BackwardArgumen
 template <int COLUMNS>
 __global__ void __launch_bounds__(kBlockThreads, COLUMNS == 256 ? 1 : 2)
     backward_query_fp32_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
-                               std::int64_t tiles, std::int64_t tasks) {
-  for (std::int64_t block = blockIdx.x; block < tasks; block += gridDim.x) {
-    run_task<COLUMNS>(p, a, tiles, block);
-    __syncthreads();
-  }
+                               const __grid_constant__ DenseTasks dense, std::int64_t tiles, std::int64_t tasks) {
+  run_dense_tasks(dense, tasks, [&](std::int64_t task) { run_task<COLUMNS>(p, a, tiles, task); });
 }
 
 template <int COLUMNS>
-cudaError_t launch(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
+cudaError_t launch(const Problem& p, const BackwardArguments& a, const DenseTasks& dense, cudaStream_t stream) {
   const std::int64_t tiles = (p.longest_query + kTile - 1) / kTile;
   const std::int64_t tasks = tiles * p.shape.query_heads * p.views * p.sequences;
-  backward_query_fp32_kernel<COLUMNS><<<blocks_for(p, tasks), kBlockThreads, 0, stream>>>(p, a, tiles, tasks);
+  backward_query_fp32_kernel<COLUMNS>
+      <<<blocks_for(p, dense, tasks), kBlockThreads, 0, stream>>>(p, a, dense, tiles, tasks);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t launch_backward_query_fp32(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
-  if (p.shape.head_dim <= 64) return launch<64>(p, a, stream);
-  if (p.shape.head_dim <= 128) return launch<128>(p, a, stream);
-  return launch<256>(p, a, stream);
+cudaError_t launch_backward_query_fp32(const Problem& p, const BackwardArguments& a, const DenseTasks& dense,
+                                       cudaStream_t stream) {
+  if (p.shape.head_dim <= 64) return launch<64>(p, a, dense, stream);
+  if (p.shape.head_dim <= 128) return launch<128>(p, a, dense, stream);
+  return launch<256>(p, a, dense, stream);
 }
 
 }  // namespace tda::cuda::portable

@@ -91,27 +91,25 @@ __device__ __forceinline__ void run_task(const Problem& p, const BackwardArgumen
 template <int COLUMNS>
 __global__ void __launch_bounds__(kBlockThreads, COLUMNS == 256 ? 1 : 2)
     backward_value_fp32_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
-                               std::int64_t tasks) {
-  for (std::int64_t block = blockIdx.x; block < tasks; block += gridDim.x) {
-    run_task<COLUMNS>(p, a, block);
-    __syncthreads();
-  }
+                               const __grid_constant__ DenseTasks dense, std::int64_t tasks) {
+  run_dense_tasks(dense, tasks, [&](std::int64_t task) { run_task<COLUMNS>(p, a, task); });
 }
 
 template <int COLUMNS>
-cudaError_t launch(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
+cudaError_t launch(const Problem& p, const BackwardArguments& a, const DenseTasks& dense, cudaStream_t stream) {
   const std::int64_t tiles = (p.longest_key + kTile - 1) / kTile;
   const std::int64_t tasks = tiles * p.shape.key_heads * p.sequences;
-  const dim3 grid(blocks_for(p, tasks), static_cast<unsigned>((p.shape.value_dim + COLUMNS - 1) / COLUMNS));
-  backward_value_fp32_kernel<COLUMNS><<<grid, kBlockThreads, 0, stream>>>(p, a, tasks);
+  const dim3 grid(blocks_for(p, dense, tasks), static_cast<unsigned>((p.shape.value_dim + COLUMNS - 1) / COLUMNS));
+  backward_value_fp32_kernel<COLUMNS><<<grid, kBlockThreads, 0, stream>>>(p, a, dense, tasks);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t launch_backward_value_fp32(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
-  if (p.shape.value_dim <= 64) return launch<64>(p, a, stream);
-  return launch<128>(p, a, stream);
+cudaError_t launch_backward_value_fp32(const Problem& p, const BackwardArguments& a, const DenseTasks& dense,
+                                       cudaStream_t stream) {
+  if (p.shape.value_dim <= 64) return launch<64>(p, a, dense, stream);
+  return launch<128>(p, a, dense, stream);
 }
 
 }  // namespace tda::cuda::portable

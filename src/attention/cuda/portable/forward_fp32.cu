@@ -6,6 +6,8 @@
 //   2. one word of flags tells which of the 2 x 4 slices (64 rows x 16 keys) live; dead ones end here;
 //   3. per live group of 16 keys: weights and values go through shared memory into the output sums.
 // Shared memory: (128 + 64) x 32 floats for the scores, reused by 16 x (128 + COLUMNS) for the product.
+// Where a screen ran first (forward_fp32_screened.cu), only the row blocks that it left are computed here; that kernel
+// repeats these sums operation by operation, so both must change together.
 // A NaN in v may touch only rows with a weight; zero times NaN would spread it. So when a sum is not finite at the end,
 // the block starts over with a product that skips zero weights: ordinary inputs pay one vote.
 #include "attention/cuda/portable/device_problem.cuh"
@@ -15,7 +17,7 @@
 namespace tda::cuda::portable {
 namespace {
 
-constexpr int kRows = 128, kKeys = 64;
+constexpr int kRows = kDenseRows, kKeys = 64;
 constexpr int kGroups = kKeys / kSliceKeys;
 constexpr int kTilesPerWord = kKeysPerWord / kKeys;
 
@@ -251,7 +253,7 @@ __device__ __forceinline__ unsigned tile_weights(const Problem& p, const Rows& r
       for (int j = 0; j < 4; ++j) {
         const float first = first_lives ? stash_area[(i * 4 + j) * kBlockThreads + threadIdx.x] : 0.f;
         if (first != 0.f || weights[i][j] != 0.f) counts += 1u << (4 * i);
-        weights[i][j] = first - lambda * weights[i][j];
+        weights[i][j] = fmaf(-lambda, weights[i][j], first);
       }
     }
   } else if (bits) {
@@ -329,34 +331,34 @@ __device__ __forceinline__ void run_task(const Problem& p, const ForwardOutputs&
 template <int VIEWS, int COLUMNS>
 __global__ void __launch_bounds__(kBlockThreads, COLUMNS == 64 ? 2 : 1)
     forward_fp32_kernel(const __grid_constant__ Problem p, const __grid_constant__ ForwardOutputs outputs,
-                        std::int64_t tiles, std::int64_t tasks) {
+                        const __grid_constant__ DenseTasks dense, std::int64_t tiles, std::int64_t tasks) {
   if (p.irregular && !*p.irregular) return;
-  for (std::int64_t block = blockIdx.x; block < tasks; block += gridDim.x) {
-    run_task<VIEWS, COLUMNS>(p, outputs, tiles, block);
-    __syncthreads();
-  }
+  run_dense_tasks(dense, tasks, [&](std::int64_t task) { run_task<VIEWS, COLUMNS>(p, outputs, tiles, task); });
 }
 
 template <int VIEWS, int COLUMNS>
-cudaError_t launch(const Problem& p, const ForwardOutputs& outputs, cudaStream_t stream) {
+cudaError_t launch(const Problem& p, const ForwardOutputs& outputs, const DenseTasks& dense, cudaStream_t stream) {
   const std::int64_t tiles = (p.longest_query + kRows - 1) / kRows;
   const std::int64_t tasks = tiles * p.shape.query_heads * p.sequences;
-  const dim3 grid(blocks_for(p, tasks), static_cast<unsigned>((p.shape.value_dim + COLUMNS - 1) / COLUMNS));
+  const dim3 grid(blocks_for(p, dense, tasks), static_cast<unsigned>((p.shape.value_dim + COLUMNS - 1) / COLUMNS));
   constexpr int kSharedBytes =
       (kTileFloats<COLUMNS> + (VIEWS == 2 ? kRows * kKeys : 0)) * static_cast<int>(sizeof(float));
   const auto kernel = forward_fp32_kernel<VIEWS, COLUMNS>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   if (error != cudaSuccess) return error;
-  kernel<<<grid, kBlockThreads, kSharedBytes, stream>>>(p, outputs, tiles, tasks);
+  kernel<<<grid, kBlockThreads, kSharedBytes, stream>>>(p, outputs, dense, tiles, tasks);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t launch_forward_fp32(const Problem& p, const ForwardOutputs& outputs, cudaStream_t stream) {
+cudaError_t launch_forward_fp32(const Problem& p, const ForwardOutputs& outputs, const DenseTasks& dense,
+                                cudaStream_t stream) {
   const bool narrow = p.shape.value_dim <= 64;
-  if (p.views == 2) return narrow ? launch<2, 64>(p, outputs, stream) : launch<2, 128>(p, outputs, stream);
-  return narrow ? launch<1, 64>(p, outputs, stream) : launch<1, 128>(p, outputs, stream);
+  if (p.views == 2) {
+    return narrow ? launch<2, 64>(p, outputs, dense, stream) : launch<2, 128>(p, outputs, dense, stream);
+  }
+  return narrow ? launch<1, 64>(p, outputs, dense, stream) : launch<1, 128>(p, outputs, dense, stream);
 }
 
 }  // namespace tda::cuda::portable

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "attention/cuda/portable/dense_tasks.h"
 #include "tda/attention_cuda.h"
 
 namespace tda::cuda::portable {
@@ -12,8 +13,21 @@ struct Problem;
 // Fills query_scale and key_scale.
 cudaError_t launch_row_scales(const Problem& problem, cudaStream_t stream);
 
-// output, survivors, survivor_index, in fp32 arithmetic for any shape.
-cudaError_t launch_forward_fp32(const Problem& problem, const ForwardOutputs& outputs, cudaStream_t stream);
+constexpr int kDenseRows = 128;  // of a task of the fp32 forward
+
+// output, survivors, survivor_index, in fp32 arithmetic for any shape; with a list of tasks only of these row blocks.
+cudaError_t launch_forward_fp32(const Problem& problem, const ForwardOutputs& outputs, const DenseTasks& dense,
+                                cudaStream_t stream);
+
+// Whether fp32 calls of this kind are screened; a function of shapes and options, for the size of the workspace.
+bool screens_fp32(const AttentionShape& shape, const AttentionOptions& options, std::int64_t longest_key);
+// Whether such a call is screened here and now: rows are aligned, the device has the shared memory, and no test has
+// switched it off (TDA_FP32_SCREEN=off in the environment, read at each call).
+bool screens_fp32_now(const Problem& problem);
+
+// The same outputs by screening, to the bit; row blocks that are better computed densely go to the list.
+cudaError_t launch_forward_fp32_screened(const Problem& problem, const ForwardOutputs& outputs, const DenseTasks& dense,
+                                         cudaStream_t stream);
 
 // The same for 16-bit types with value_dim <= 128, on tensor cores; it does nothing when the inputs are irregular.
 // `pairs`: two neighbouring elements of the output may be stored at once.
@@ -32,12 +46,20 @@ struct BackwardArguments {
   bool wide_dq[2], wide_dk[2], wide_dv;
 };
 
-// dq of every view with the L2 norm undone, and the row tiles' shares of dbeta and dlambda.
-cudaError_t launch_backward_query_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+// With a list of tasks only those. dq of every view with the L2 norm undone, and the row tiles' shares of dbeta and
+// dlambda.
+cudaError_t launch_backward_query_fp32(const Problem& problem, const BackwardArguments& arguments,
+                                       const DenseTasks& dense, cudaStream_t stream);
 // dk of every view with the L2 norm undone.
-cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArguments& arguments,
+                                     const DenseTasks& dense, cudaStream_t stream);
 // dv.
-cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
+cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments,
+                                       const DenseTasks& dense, cudaStream_t stream);
+// All of these pair by pair, for screened calls; row tiles and tiles of 64 keys that are better computed densely go to
+// the lists.
+cudaError_t launch_backward_fp32_screened(const Problem& problem, const BackwardArguments& arguments,
+                                          const DenseTasks& rows, const DenseTasks& columns, cudaStream_t stream);
 // dbeta and dlambda from the shares, in a fixed order.
 cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 

@@ -28,6 +28,10 @@ class Arena {
   std::size_t used_ = 0;
 };
 
+std::int64_t longest_key(const AttentionShape& shape, const PackedDocuments* documents) {
+  return documents ? documents->longest_key : shape.key_length;
+}
+
 // `fp32_kernels`: they run, or may run, and want the low pieces.
 void place_scales(const AttentionShape& s, int views, bool fp32_kernels, Arena& arena, Problem* problem) {
   for (int view = 0; view < views; ++view) {
@@ -82,6 +86,46 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
 void place_flag(Arena& arena, Problem* problem) {
   unsigned* const flag = arena.take<unsigned>(1);
   if (problem) problem->irregular = flag;
+}
+
+// What the forward's fp32 screen keeps.
+void place_screen(const AttentionShape& s, int views, const PackedDocuments* documents, Arena& arena, Problem& problem,
+                  DenseTasks& dense) {
+  const std::int64_t row_blocks = documents ? s.query_length / kDenseRows + documents->count
+                                            : s.batch * ((s.query_length + kDenseRows - 1) / kDenseRows);
+  problem.half_pitch = (s.head_dim + 7) / 8 * 8;
+  problem.position_scale = arena.take<double>(longest_key(s, documents));
+  problem.dense_counters = arena.take<std::uint32_t>(kDenseCounters);
+  dense.tasks = arena.take<std::uint32_t>(s.query_heads * row_blocks);
+  dense.listed = problem.dense_counters;
+  dense.claimed = problem.dense_counters + 1;
+  for (int view = 0; view < views; ++view) {
+    problem.half_query[view] = arena.take<std::uint16_t>(s.query_heads * s.batch * s.query_length * problem.half_pitch);
+    problem.half_key[view] = arena.take<std::uint16_t>(s.key_heads * s.batch * s.key_length * problem.half_pitch);
+  }
+}
+
+constexpr int kDenseBackwardCounters = 5;
+
+// What the fp32 backward keeps when it is screened: the tasks of its dense kernels. The counters come right behind the
+// shares of dbeta and dlambda: one fill clears both.
+struct DenseFp32Tasks {
+  DenseTasks rows, keys, values;
+};
+
+DenseFp32Tasks place_dense_backward(const AttentionShape& s, int views, const SurvivorIndexLayout& index,
+                                    const PackedDocuments* documents, Arena& arena, Problem& problem) {
+  DenseFp32Tasks dense;
+  std::uint32_t* const counters = arena.take<std::uint32_t>(kDenseBackwardCounters);
+  problem.position_scale = arena.take<double>(longest_key(s, documents));
+  std::uint32_t* const rows = arena.take<std::uint32_t>(views * s.query_heads * index.row_tiles);
+  const std::int64_t key_tiles = documents ? s.key_length / kSliceRows + documents->count
+                                           : s.batch * ((s.key_length + kSliceRows - 1) / kSliceRows);
+  std::uint32_t* const columns = arena.take<std::uint32_t>(s.key_heads * key_tiles);
+  dense.rows = {rows, counters, counters + 1, 1};
+  dense.keys = {columns, counters + 2, counters + 3, views};
+  dense.values = {columns, counters + 2, counters + 4, 1};
+  return dense;
 }
 
 bool readable_by_four(const ConstTensor& t, DataType type) {
@@ -147,10 +191,15 @@ cudaStream_t stream_of(CudaStream stream) { return static_cast<cudaStream_t>(str
 }  // namespace
 
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
-                                    const PackedDocuments*) {
+                                    const PackedDocuments* documents) {
   Arena arena(nullptr);
   place_scales(shape, options.views, true, arena, nullptr);
   place_flag(arena, nullptr);
+  if (screens_fp32(shape, options, longest_key(shape, documents))) {
+    Problem problem{};
+    DenseTasks dense;
+    place_screen(shape, options.views, documents, arena, problem, dense);
+  }
   return arena.used();
 }
 
@@ -161,6 +210,10 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
   place_scales(shape, options.views, !has_half_kernels(shape, options.data_type), arena, nullptr);
   place_parts(shape, options.views, index, arena, nullptr);
   if (has_half_kernels(shape, options.data_type)) place_plan(shape, options.views, index, documents, arena, nullptr);
+  if (screens_fp32(shape, options, longest_key(shape, documents))) {
+    Problem problem{};
+    place_dense_backward(shape, options.views, index, documents, arena, problem);
+  }
   return arena.used();
 }
 
@@ -169,6 +222,10 @@ Status forward(const ForwardCall& call) {
   Arena arena(call.workspace);
   place_scales(call.shape, call.options.views, true, arena, &p);
   place_flag(arena, &p);
+  DenseTasks dense;
+  if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p)) {
+    place_screen(p.shape, p.views, call.documents, arena, p, dense);
+  }
   const cudaStream_t stream = stream_of(call.stream);
   if (has_half_kernels(p.shape, p.type)) {
     const cudaError_t error = cudaMemsetAsync(p.irregular, 0, sizeof(*p.irregular), stream);
@@ -182,7 +239,11 @@ Status forward(const ForwardCall& call) {
     const cudaError_t error = launch_forward_half(p, call.outputs, pairs, stream);
     if (Status s = launch_status("forward_half", error); !s.ok()) return s;
   }
-  return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, stream));
+  if (dense.tasks) {
+    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, dense, stream);
+    if (Status s = launch_status("forward_fp32_screened", error); !s.ok()) return s;
+  }
+  return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, dense, stream));
 }
 
 namespace {
@@ -217,18 +278,24 @@ Status run_half_kernels(const Problem& p, const BackwardArguments& a, const Back
   return launch_status("backward_key_value_half", launch_backward_key_value_half(p, a, plan, stream));
 }
 
-Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
+Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const DenseFp32Tasks& dense,
+                        cudaStream_t stream) {
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
+  if (dense.rows.tasks) {
+    const cudaError_t error = launch_backward_fp32_screened(p, a, dense.rows, dense.values, stream);
+    if (Status s = launch_status("backward_fp32_screened", error); !s.ok()) return s;
+  }
   const bool parameters = a.dbeta_parts || a.dlambda_parts;
   if (p.longest_query > 0 && (parameters || a.outputs.dq[0].data || a.outputs.dq[1].data)) {
-    const cudaError_t error = launch_backward_query_fp32(p, a, stream);
+    const cudaError_t error = launch_backward_query_fp32(p, a, dense.rows, stream);
     if (Status s = launch_status("backward_query_fp32", error); !s.ok()) return s;
   }
   if (a.outputs.dk[0].data || a.outputs.dk[1].data) {
-    if (Status s = launch_status("backward_key_fp32", launch_backward_key_fp32(p, a, stream)); !s.ok()) return s;
+    const cudaError_t error = launch_backward_key_fp32(p, a, dense.keys, stream);
+    if (Status s = launch_status("backward_key_fp32", error); !s.ok()) return s;
   }
   if (!a.outputs.dv.data) return {};
-  return launch_status("backward_value_fp32", launch_backward_value_fp32(p, a, stream));
+  return launch_status("backward_value_fp32", launch_backward_value_fp32(p, a, dense.values, stream));
 }
 
 }  // namespace
@@ -251,11 +318,18 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
     const char* const counters = reinterpret_cast<char*>(plan.row_tasks.counters);
     cleared = static_cast<std::size_t>(counters + sizeof(BackwardCounters) - static_cast<char*>(call.workspace));
   }
+  DenseFp32Tasks dense_fp32;
+  if (screens_fp32(p.shape, call.options, p.longest_key) && p.vector_d_output && screens_fp32_now(p)) {
+    dense_fp32 = place_dense_backward(p.shape, p.views, p.index, call.documents, arena, p);
+    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(dense_fp32.rows.listed + kDenseBackwardCounters) -
+                                       static_cast<char*>(call.workspace));
+  }
   const cudaStream_t stream = stream_of(call.stream);
   // The plan's counters start at 0, and so do the shares of row tiles without a task.
   const cudaError_t error = cudaMemsetAsync(static_cast<char*>(call.workspace) + parts, 0, cleared - parts, stream);
   if (Status s = launch_status("memset", error); !s.ok()) return s;
-  if (Status s = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, stream); !s.ok()) return s;
+  const Status done = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, dense_fp32, stream);
+  if (!done.ok()) return done;
   if (!a.dbeta_parts && !a.dlambda_parts) return {};
   return launch_status("backward_parameters", launch_backward_parameters(p, a, stream));
 }

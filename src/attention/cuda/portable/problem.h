@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/cuda/common/survivor_index.h"
+#include "attention/cuda/portable/dense_tasks.h"
 #include "tda/attention_cuda.h"
 
 namespace tda::cuda::portable {
@@ -29,6 +30,14 @@ struct Problem {
   // unit vector to nearly half a unit in the last place. Null where only 16-bit kernels run.
   float* query_scale_low[2];
   float* key_scale_low[2];
+  // For the fp32 screen: unit rows rounded to fp16, contiguous (heads, flat rows, half_pitch), zeros behind head_dim.
+  // Null where nothing is screened; then the counters of dense tasks (dense_tasks.h) are null as well. The kernel that
+  // computes the factors writes the rows and clears the counters.
+  void* half_query[2];
+  void* half_key[2];
+  std::int64_t half_pitch;
+  std::uint32_t* dense_counters;
+  double* position_scale;  // c_n of every position, for the screened kernels, or null; written with the factors
   // Whether rows may be read four elements at a time, and sixteen bytes at a time without reaching beyond the row.
   bool vector_q[2], vector_k[2], vector_v, vector_d_output;
   bool wide_q[2], wide_k[2], wide_v, wide_d_output;
@@ -38,11 +47,14 @@ struct Problem {
   unsigned* irregular;
 };
 
-// Blocks of an fp32 kernel with this many tasks. When it only stands by for irregular inputs they are few, because each
-// costs a launch to find nothing to do; blocks walk the tasks, so any number does the work.
-inline unsigned blocks_for(const Problem& problem, std::int64_t tasks) {
-  constexpr std::int64_t kStandbyBlocks = 528;
-  return static_cast<unsigned>(problem.irregular && tasks > kStandbyBlocks ? kStandbyBlocks : tasks);
+constexpr int kDenseCounters = 2;  // of a forward: listed, claimed
+
+// Blocks of an fp32 kernel with this many tasks; any number does the work. When it only stands by, for irregular inputs
+// or for what a screened kernel may leave, they are few, because each costs a launch to find nothing to do.
+inline unsigned blocks_for(const Problem& problem, const DenseTasks& dense, std::int64_t tasks) {
+  constexpr std::int64_t kStandbyBlocks = 528, kDenseBlocks = 264;
+  const std::int64_t most = dense.tasks ? kDenseBlocks : problem.irregular ? kStandbyBlocks : tasks;
+  return static_cast<unsigned>(tasks < most ? tasks : most);
 }
 
 }  // namespace tda::cuda::portable

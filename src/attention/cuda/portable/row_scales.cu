@@ -1,7 +1,8 @@
-// The factor that turns a query or key into its unit vector, for every row: 1 / max(|x|, 1e-12).
+// The factor that turns a query or key into its unit vector, for every row: 1 / max(|x|, 1e-12); and for the fp32
+// screen the unit vectors themselves, rounded to fp16.
 //
-// One warp a row; the row stays in registers. Rows with a NaN or an Inf get NaN, which then reaches every score of the
-// row.
+// Sixteen lanes a row. Rows with a NaN or an Inf get NaN, which then reaches every score of the row.
+#include "attention/cuda/common/warp_matrix.cuh"
 #include "attention/cuda/portable/device_problem.cuh"
 #include "attention/cuda/portable/kernels.h"
 
@@ -31,10 +32,25 @@ __device__ double scale_of_row(DataType type, const void* data, std::int64_t sta
   return normalize ? 1.0 / fmax(sqrt(sum), 1e-12) : 1.0;
 }
 
+// The unit vector of the row in fp16, from the fp32 elements that the exact scores multiply.
+__device__ void write_half_row(const Problem& p, const ConstTensor& tensor, std::int64_t start, bool vector, float high,
+                               float low, void* copy) {
+  const int dim = static_cast<int>(p.shape.head_dim);
+  for (int d = static_cast<int>(threadIdx.x) % kLanes * 4; d < p.half_pitch; d += 4 * kLanes) {
+    const float4 x = load_four(p.type, tensor.data, start + d, dim - d, vector);
+    const float4 unit = scaled(x, high, low);
+    const uint2 rounded = make_uint2(rounded_pair<__half>(unit.x, unit.y), rounded_pair<__half>(unit.z, unit.w));
+    *reinterpret_cast<uint2*>(static_cast<__half*>(copy) + d) = rounded;
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
     row_scales_kernel(const __grid_constant__ Problem p, std::int64_t query_rows, std::int64_t key_rows) {
   const std::int64_t rows_of_view = p.shape.query_heads * query_rows + p.shape.key_heads * key_rows;
   const std::int64_t rows = rows_of_view * p.views;
+  // Every position has a key row, and so a thread.
+  const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (p.position_scale && thread < p.longest_key) p.position_scale[thread] = threshold_scale(p, thread);
   const std::int64_t own = static_cast<std::int64_t>(blockIdx.x) * kRowsOfBlock + threadIdx.x / kLanes;
   // Lanes beyond the end repeat the last row, so that whole warps shuffle.
   std::int64_t row = own < rows ? own : rows - 1;
@@ -47,14 +63,20 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t head = row / flat_rows, flat = row % flat_rows;
   const ConstTensor& tensor = is_query ? p.inputs.q[view] : p.inputs.k[view];
   const bool vector = is_query ? p.vector_q[view] : p.vector_k[view];
-  const double exact = scale_of_row(p.type, tensor.data, row_offset(tensor, flat / length, head, flat % length),
-                                    static_cast<int>(p.shape.head_dim), vector, p.normalize);
-  if (threadIdx.x % kLanes != 0) return;
+  const std::int64_t start = row_offset(tensor, flat / length, head, flat % length);
+  const double exact =
+      scale_of_row(p.type, tensor.data, start, static_cast<int>(p.shape.head_dim), vector, p.normalize);
   const auto scale = static_cast<float>(exact);
+  const auto rest = static_cast<float>(exact - static_cast<double>(scale));
+  if (p.dense_counters && blockIdx.x == 0 && threadIdx.x < kDenseCounters) p.dense_counters[threadIdx.x] = 0;
+  if (void* const copy = is_query ? p.half_query[view] : p.half_key[view]) {
+    write_half_row(p, tensor, start, vector, scale, rest, static_cast<__half*>(copy) + row * p.half_pitch);
+  }
+  if (threadIdx.x % kLanes != 0) return;
   if (p.irregular && !is_regular(p, scale)) *p.irregular = 1;
   (is_query ? p.query_scale : p.key_scale)[view][row] = scale;
   float* const low = (is_query ? p.query_scale_low : p.key_scale_low)[view];
-  if (low) low[row] = static_cast<float>(exact - static_cast<double>(scale));
+  if (low) low[row] = rest;
 }
 
 }  // namespace

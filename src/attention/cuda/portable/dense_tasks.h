@@ -1,0 +1,46 @@
+// The tasks that a screened fp32 kernel hands to the dense one behind it, because most of their pairs survive.
+//
+// Which tasks these are follows from the inputs alone; the order in which they are listed and claimed does not matter,
+// because each has its own outputs.
+#pragma once
+
+#include <cstdint>
+
+namespace tda::cuda::portable {
+
+struct DenseTasks {
+  std::uint32_t* tasks = nullptr;    // null: nothing was screened, the dense kernel runs every task
+  std::uint32_t* listed = nullptr;   // how many; 0 before the screened kernel
+  std::uint32_t* claimed = nullptr;  // of this dense kernel; 0 before it
+  int parts = 1;                     // a listed task t is the dense kernel's tasks parts * t .. + parts - 1
+};
+
+#if defined(__CUDACC__)
+// By one thread of a screened kernel.
+__device__ inline void list_dense_task(const DenseTasks& list, std::int64_t task) {
+  list.tasks[atomicAdd(list.listed, 1u)] = static_cast<std::uint32_t>(task);
+}
+
+// Calls run(task) for every task of 0 .. tasks - 1 that belongs to this block: a share of all, or claimed ones of the
+// list. All threads of the block call it and agree.
+template <class Run>
+__device__ __forceinline__ void run_dense_tasks(const DenseTasks& list, std::int64_t tasks, Run run) {
+  __shared__ std::uint32_t claimed;
+  std::int64_t task = blockIdx.x;
+  while (true) {
+    if (list.tasks) {
+      if (threadIdx.x == 0) claimed = atomicAdd(list.claimed, 1u);
+      __syncthreads();
+      const std::uint32_t own = claimed, parts = static_cast<std::uint32_t>(list.parts);
+      task =
+          own / parts < *list.listed ? static_cast<std::int64_t>(list.tasks[own / parts]) * parts + own % parts : tasks;
+    }
+    if (task >= tasks) return;
+    run(task);
+    __syncthreads();
+    if (!list.tasks) task += gridDim.x;
+  }
+}
+#endif
+
+}  // namespace tda::cuda::portable
