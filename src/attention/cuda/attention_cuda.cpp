@@ -33,8 +33,7 @@ bool attention_cuda_built() { return true; }
 
 std::size_t attention_cuda_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                                 const PackedDocuments* documents) {
-  return static_cast<std::size_t>(cuda::survivor_index_layout(shape, documents).words(options.views)) *
-         sizeof(std::uint32_t);
+  return cuda::survivor_index_bytes(shape, options, documents);
 }
 
 std::size_t attention_cuda_forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,

@@ -11,6 +11,7 @@
 // The words of (view, head, row tile) start at word_offset(); heads vary slower than the row tiles of all sequences.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "tda/attention_cuda.h"
@@ -46,6 +47,40 @@ struct SurvivorIndexLayout {
   TDA_HOST_DEVICE std::int64_t words(int views) const { return views * query_heads * row_tiles * words_per_tile; }
 };
 
+// Behind the words, for long sequences of the inputs that the sm90 forward takes: the keys of each row's survivors,
+// when they are few. A row's list is its number of survivors and the keys of the first kListKeys, in no particular
+// order; one that is longer makes its (view, query head, batch) incomplete, and then no list of it is to be read.
+// Neither are those of row tiles without a live slice. Other kernels mark everything as incomplete.
+constexpr int kListKeys = 15;
+constexpr int kListWords = 16;
+// Below, what a list costs the forward is more than it saves the backward (docs/experiments).
+constexpr std::int64_t kListedKeys = 8192;
+
+struct SurvivorLists {
+  std::uint32_t* complete = nullptr;  // (views, query heads, batch)
+  std::uint32_t* rows = nullptr;      // (views, query heads, batch, query_length, kListWords)
+
+  TDA_HOST_DEVICE static std::int64_t head(const AttentionShape& s, int view, std::int64_t query_head,
+                                           std::int64_t batch) {
+    return (view * s.query_heads + query_head) * s.batch + batch;
+  }
+};
+
+inline bool has_survivor_lists(const AttentionShape& shape, const AttentionOptions& options,
+                               const PackedDocuments* documents) {
+  const bool half = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
+  return half && documents == nullptr && shape.key_length >= kListedKeys &&
+         (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim;
+}
+
+// Words of the lists and of what is in front of them; the lists begin at a multiple of 16 words.
+inline std::int64_t complete_words(const AttentionShape& shape, int views) {
+  return (views * shape.query_heads * shape.batch + kListWords - 1) / kListWords * kListWords;
+}
+inline std::int64_t survivor_list_words(const AttentionShape& shape, int views) {
+  return complete_words(shape, views) + views * shape.query_heads * shape.batch * shape.query_length * kListWords;
+}
+
 inline SurvivorIndexLayout survivor_index_layout(const AttentionShape& shape, const PackedDocuments* documents) {
   SurvivorIndexLayout layout;
   layout.query_heads = shape.query_heads;
@@ -54,6 +89,26 @@ inline SurvivorIndexLayout survivor_index_layout(const AttentionShape& shape, co
   layout.row_tiles = documents ? shape.query_length / kSliceRows + documents->count
                                : shape.batch * ((shape.query_length + kSliceRows - 1) / kSliceRows);
   return layout;
+}
+
+// The lists of an index, or null pointers.
+inline SurvivorLists survivor_lists(void* index, const AttentionShape& shape, const AttentionOptions& options,
+                                    const PackedDocuments* documents) {
+  if (index == nullptr || !has_survivor_lists(shape, options, documents)) return {};
+  const std::int64_t words = survivor_index_layout(shape, documents).words(options.views);
+  SurvivorLists lists;
+  lists.complete = static_cast<std::uint32_t*>(index) + (words + kListWords - 1) / kListWords * kListWords;
+  lists.rows = lists.complete + complete_words(shape, options.views);
+  return lists;
+}
+
+inline std::size_t survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
+                                        const PackedDocuments* documents) {
+  std::int64_t words = survivor_index_layout(shape, documents).words(options.views);
+  if (has_survivor_lists(shape, options, documents)) {
+    words = (words + kListWords - 1) / kListWords * kListWords + survivor_list_words(shape, options.views);
+  }
+  return static_cast<std::size_t>(words) * sizeof(std::uint32_t);
 }
 
 }  // namespace tda::cuda

@@ -94,23 +94,6 @@ __device__ void write_factors(const Problem& p, const HalfRows& rows, int first,
   }
 }
 
-// Zeros to rows first .. first + COUNT - 1 of a head's gradient, by one warp.
-template <class T, int COUNT>
-__device__ void write_zeros(const Tensor& target, std::int64_t start, int first, int rows, int dim, bool wide) {
-  if (!target.data) return;
-  T* const data = static_cast<T*>(target.data) + start;
-  const int lane = static_cast<int>(threadIdx.x) % 32, end = min(first + COUNT, rows);
-  if (wide) {
-    const int chunks = dim / 8;
-    for (int i = lane; i < (end - first) * chunks; i += 32) {
-      *reinterpret_cast<uint4*>(data + (first + i / chunks) * target.row_stride + i % chunks * 8) =
-          make_uint4(0, 0, 0, 0);
-    }
-    return;
-  }
-  for (int i = lane; i < (end - first) * dim; i += 32) data[(first + i / dim) * target.row_stride + i % dim] = T(0.f);
-}
-
 // The buckets of dense tasks tell weights apart up to 1,024 tiles.
 __device__ int dense_weight(int tiles) { return max(1, tiles / 8); }
 
@@ -155,7 +138,15 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
   if (first_row >= s.query_length) return;
   const RowPair pair = count_row_pair(p, a, s, view, head, tile & ~1);
   const int live = pair.live[tile & 1];
-  const bool dense = plan.dense_rule.takes(pair.tiles, pair.live[0] + pair.live[1]);
+  const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
+  const bool listed = is_listed(p, plan.pairs, key_head, task.sequence);
+  const bool dense = !listed && plan.dense_rule.takes(pair.tiles, pair.live[0] + pair.live[1]);
+  if (listed) {
+    if (static_cast<int>(threadIdx.x) % 32 == 0) {
+      plan.pairs.live[(view * p.shape.query_heads + head) * p.index.row_tiles + s.first_row_tile + tile] = live != 0;
+    }
+    if (live != 0) return;
+  }
   if (live == 0 && !dense) {
     const Tensor& dq = a.outputs.dq[view];
     write_zeros<T, kSliceRows>(dq, row_offset(dq, s.batch, head, s.first_query), first_row, s.query_length,
@@ -166,12 +157,12 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
   // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.
   const bool wanted = a.outputs.dq[view].data || a.dbeta_parts || (view == 1 && a.dlambda_parts);
   if (static_cast<int>(threadIdx.x) % 32 != 0 || !wanted || (dense && tile % 2 != 0)) return;
-  const BackwardTask listed{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
-                            static_cast<std::uint32_t>(dense ? tile / 2 : tile), static_cast<std::uint32_t>(view)};
+  const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
+                           static_cast<std::uint32_t>(dense ? tile / 2 : tile), static_cast<std::uint32_t>(view)};
   if (dense) {
-    list_task(plan.dense_row_tasks, dense_weight(pair.tiles), false, listed);
+    list_task(plan.dense_row_tasks, dense_weight(pair.tiles), false, entry);
   } else {
-    list_task(plan.row_tasks, live, false, listed);
+    list_task(plan.row_tasks, live, false, entry);
   }
 }
 
@@ -223,7 +214,7 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
   __shared__ int count[kSlicesPerWord], tiles[kBlocksPerWord];
   const Sequence s = sequence_at(p, task.sequence);
   const int word = static_cast<int>(task.tile), key_head = task.head;
-  if (word * kKeysPerWord >= s.key_length) return;
+  if (word * kKeysPerWord >= s.key_length || is_listed(p, plan.pairs, key_head, task.sequence)) return;
   const std::int64_t first_slice =
       BackwardPlan::first_slice(p.key_offsets != nullptr, task.sequence, s.first_key, p.shape.key_length);
   if (threadIdx.x < kSlicesPerWord) count[threadIdx.x] = 0;
@@ -255,12 +246,12 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
       write_factors<T, kSliceKeys>(p, half_keys(p, s, view, key_head), first_key, key_factors(p, s, view, key_head));
     }
     if (threadIdx.x % 32 != 0 || !wanted || (dense && b % kSlicesPerBlock != 0)) continue;
-    const BackwardTask listed{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
-                              static_cast<std::uint32_t>(dense ? slice / kSlicesPerBlock : slice), 0};
+    const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
+                             static_cast<std::uint32_t>(dense ? slice / kSlicesPerBlock : slice), 0};
     if (dense) {
-      list_task(plan.dense_column_tasks, dense_weight(block_tiles), false, listed);
+      list_task(plan.dense_column_tasks, dense_weight(block_tiles), false, entry);
     } else {
-      list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices, listed);
+      list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices, entry);
     }
   }
 }

@@ -45,6 +45,20 @@ struct DenseRule {
   }
 };
 
+// Heads whose survivors are all in the forward's lists (common/survivor_index.h) are done pair by pair. A key head is
+// listed if all its query heads are, in all views.
+struct PairPlan {
+  const std::uint32_t*
+      complete;  // of the forward; null: there are no lists, or operands cannot be read 16 bytes at a time
+  const std::uint32_t* lists;
+  std::uint8_t* live;  // (views, query heads, row tiles of all sequences): a row tile of a listed head has a survivor
+  std::uint32_t* key_count;  // (key heads, batch, key_length): pairs of a key; 0 before the plan
+  std::uint32_t* key_end;    // behind a key's last entry, counted within its (key head, batch)
+  // (key heads, batch, entries_per_head): (view * group + query head of the group) * query_length + row
+  std::uint32_t* entries;
+  std::int64_t entries_per_head;
+};
+
 struct BackwardPlan {
   // The survivor index read down its columns: for (view, query head) and each slice of 16 keys, a bit per row tile.
   std::uint32_t* columns;
@@ -55,6 +69,7 @@ struct BackwardPlan {
   // For the dense kernels of another family: tiles count 128 query rows, or 128 keys.
   TaskList dense_row_tasks, dense_column_tasks;
   DenseRule dense_rule;
+  PairPlan pairs;
 
   // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
   TDA_HOST_DEVICE static std::int64_t first_slice(bool packed, std::int64_t sequence, std::int64_t first_key,
@@ -77,6 +92,10 @@ struct DenseBackward {
 // rows and keys without a survivor: zeros.
 cudaError_t launch_backward_plan(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
                                  cudaStream_t stream);
+
+// All gradients of the listed heads: dq with the shares of dbeta and dlambda, and the pairs turned by key; dk and dv.
+cudaError_t launch_backward_pairs(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
+                                  cudaStream_t stream);
 
 // Work the tasks off: dq and the row tiles' shares of dbeta and dlambda; dk and dv.
 cudaError_t launch_backward_query_half(const Problem& problem, const BackwardArguments& arguments,

@@ -94,4 +94,21 @@ __device__ float weight_scale(const Problem& p, int head, int key_length) {
   return room >= 1.f ? exp2f(floorf(log2f(room))) : 1.f;
 }
 
+// Zeros to rows first .. first + COUNT - 1 of a head's gradient, by one warp.
+template <class T, int COUNT>
+__device__ void write_zeros(const Tensor& target, std::int64_t start, int first, int rows, int dim, bool wide) {
+  if (!target.data) return;
+  T* const data = static_cast<T*>(target.data) + start;
+  const int lane = static_cast<int>(threadIdx.x) % 32, end = min(first + COUNT, rows);
+  if (wide) {
+    const int chunks = dim / 8;
+    for (int i = lane; i < (end - first) * chunks; i += 32) {
+      *reinterpret_cast<uint4*>(data + (first + i / chunks) * target.row_stride + i % chunks * 8) =
+          make_uint4(0, 0, 0, 0);
+    }
+    return;
+  }
+  for (int i = lane; i < (end - first) * dim; i += 32) data[(first + i / dim) * target.row_stride + i % dim] = T(0.f);
+}
+
 }  // namespace tda::cuda::portable

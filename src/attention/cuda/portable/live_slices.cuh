@@ -1,6 +1,7 @@
 // How the backward kernels find their work in the survivor index, and what else they share.
 #pragma once
 
+#include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/device_problem.cuh"
 #include "attention/cuda/portable/kernels.h"
 
@@ -138,6 +139,18 @@ __device__ double block_sum(double x, double* scratch) {
   }
   __syncthreads();
   return total;
+}
+
+// Whether a key head is done pair by pair (PairPlan).
+__device__ inline bool is_listed(const Problem& p, const PairPlan& pairs, std::int64_t key_head, std::int64_t batch) {
+  if (pairs.complete == nullptr) return false;
+  const std::int64_t group = p.shape.query_heads / p.shape.key_heads;
+  for (int view = 0; view < p.views; ++view) {
+    for (std::int64_t n = 0; n < group; ++n) {
+      if (pairs.complete[SurvivorLists::head(p.shape, view, key_head * group + n, batch)] == 0) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace tda::cuda::portable

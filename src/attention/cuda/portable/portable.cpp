@@ -56,9 +56,10 @@ void place_parts(const AttentionShape& s, int views, const SurvivorIndexLayout& 
   arguments->dlambda_parts = arguments->outputs.dlambda ? dlambda : nullptr;
 }
 
-// The counters come right behind the shares of dbeta and dlambda: one fill clears both.
+// The counters come right behind the shares of dbeta and dlambda, the numbers of pairs behind them: one fill clears
+// all. `lists`: the index has lists of survivors.
 void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& index, const PackedDocuments* documents,
-                Arena& arena, BackwardPlan* plan) {
+                bool lists, Arena& arena, BackwardPlan* plan) {
   const std::int64_t sequences = documents ? documents->count : s.batch;
   const std::int64_t longest_query = documents ? documents->longest_query : s.query_length;
   const std::int64_t longest_key = documents ? documents->longest_key : s.key_length;
@@ -66,6 +67,15 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   placed.column_slices = BackwardPlan::first_slice(documents != nullptr, sequences, s.key_length, s.key_length);
   placed.words_per_slice = (longest_query + kSliceRows * 32 - 1) / (kSliceRows * 32);
   BackwardCounters* const counters = arena.take<BackwardCounters>(1);
+  if (lists) {
+    PairPlan& pairs = placed.pairs;
+    const std::int64_t all_keys = s.key_heads * s.batch * s.key_length;
+    pairs.entries_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kListKeys;
+    pairs.key_count = arena.take<std::uint32_t>(all_keys);
+    pairs.key_end = arena.take<std::uint32_t>(all_keys);
+    pairs.entries = arena.take<std::uint32_t>(s.key_heads * s.batch * pairs.entries_per_head);
+    pairs.live = arena.take<std::uint8_t>(views * s.query_heads * index.row_tiles);
+  }
   placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
   placed.position_scale = arena.take<float>(longest_key);
   const auto place_list = [&](std::int64_t capacity, TaskCounters* own) {
@@ -209,7 +219,10 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
   Arena arena(nullptr);
   place_scales(shape, options.views, !has_half_kernels(shape, options.data_type), arena, nullptr);
   place_parts(shape, options.views, index, arena, nullptr);
-  if (has_half_kernels(shape, options.data_type)) place_plan(shape, options.views, index, documents, arena, nullptr);
+  if (has_half_kernels(shape, options.data_type)) {
+    const bool lists = has_survivor_lists(shape, options, documents);
+    place_plan(shape, options.views, index, documents, lists, arena, nullptr);
+  }
   if (screens_fp32(shape, options, longest_key(shape, documents))) {
     Problem problem{};
     place_dense_backward(shape, options.views, index, documents, arena, problem);
@@ -232,6 +245,11 @@ Status forward(const ForwardCall& call) {
     if (Status s = launch_status("memset", error); !s.ok()) return s;
   } else {
     p.irregular = nullptr;
+  }
+  const SurvivorLists lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, call.documents);
+  if (lists.complete) {  // these kernels write none
+    const auto bytes = static_cast<std::size_t>(complete_words(call.shape, p.views)) * sizeof(std::uint32_t);
+    if (Status s = launch_status("memset", cudaMemsetAsync(lists.complete, 0, bytes, stream)); !s.ok()) return s;
   }
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (p.irregular) {
@@ -265,9 +283,21 @@ BackwardArguments make_arguments(const BackwardCall& call) {
   return a;
 }
 
+// Whether the rows of all operands and gradients may be read and written sixteen bytes at a time.
+bool rows_are_wide(const Problem& p, const BackwardArguments& a) {
+  bool wide = p.wide_v && p.wide_d_output && a.wide_dv;
+  for (int view = 0; view < p.views; ++view) {
+    wide = wide && p.wide_q[view] && p.wide_k[view] && a.wide_dq[view] && a.wide_dk[view];
+  }
+  return wide;
+}
+
 Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                         const std::optional<DenseBackward>& dense, cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
+  if (plan.pairs.complete) {
+    if (Status s = launch_status("backward_pairs", launch_backward_pairs(p, a, plan, stream)); !s.ok()) return s;
+  }
   if (dense) {  // before the others: it may hand tasks back to them
     if (Status s = dense->launch(p, a, plan, stream); !s.ok()) return s;
   }
@@ -313,10 +343,18 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
   std::size_t cleared = arena.used();
   BackwardPlan plan{};
   if (half) {
-    place_plan(call.shape, call.options.views, p.index, call.documents, arena, &plan);
+    const bool lists = has_survivor_lists(call.shape, call.options, call.documents);
+    place_plan(call.shape, call.options.views, p.index, call.documents, lists, arena, &plan);
     if (dense) plan.dense_rule = dense->rule;
-    const char* const counters = reinterpret_cast<char*>(plan.row_tasks.counters);
-    cleared = static_cast<std::size_t>(counters + sizeof(BackwardCounters) - static_cast<char*>(call.workspace));
+    if (lists && rows_are_wide(p, a)) {
+      const SurvivorLists from =
+          survivor_lists(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);
+      plan.pairs.complete = from.complete;
+      plan.pairs.lists = from.rows;
+    }
+    const char* const end = lists ? reinterpret_cast<char*>(plan.pairs.key_end)
+                                  : reinterpret_cast<char*>(plan.row_tasks.counters) + sizeof(BackwardCounters);
+    cleared = static_cast<std::size_t>(end - static_cast<char*>(call.workspace));
   }
   DenseFp32Tasks dense_fp32;
   if (screens_fp32(p.shape, call.options, p.longest_key) && p.vector_d_output && screens_fp32_now(p)) {

@@ -14,6 +14,7 @@
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
+#include "attention/cuda/sm90/survivor_lists.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -153,6 +154,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
                    swizzled_offset<128>((warp & 3) * 16 + (lane & 15), (k % 4) * 2 + (lane >> 4));
     }
     QueryRows rows[kParts];
+    ListWriter lists[kParts];
     float output[kParts][kHeadDim / 2];
     int survivors[kParts][2] = {};
 #pragma unroll
@@ -160,6 +162,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
       std::uint32_t q[kSteps][4];
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) load_matrices(address[k] + part * kRowTile * 128, q[k]);
+      lists[part].begin(a, 0, job.batch * a.query_heads + job.head, first_row + part * kRowTile + row_in_tile);
       rows[part] =
           prepare_queries<Element, kHeadDim>(a, a.beta[job.head], first_row + part * kRowTile + row_in_tile, q);
 #pragma unroll
@@ -202,6 +205,9 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
       if (a.survivors != nullptr) {
 #pragma unroll
         for (int i = 0; i < 64; ++i) survivors[part][(i >> 1) & 1] += t[i] > 0.0f ? 1 : 0;
+      }
+      if (lists[part].lists()) {
+        lists[part].add(t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
       }
       weigh<Element, kSquare>(t, a.power, weights);
     };
@@ -302,6 +308,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
           }
         }
       }
+      lists[part].finish();
       if (a.index != nullptr && tile_row < a.query_length) write_full_index(a, job, tile_row / kRowTile);
     }
   }

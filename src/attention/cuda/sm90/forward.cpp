@@ -76,7 +76,8 @@ TileSource tile_source(const ConstTensor& tensor, const AttentionShape& shape, s
 }
 
 // Testing aid, read at each call: TDA_SM90_SCREEN=off computes every visible pair exactly; TDA_SM90_DENSE=off keeps the
-// dense kernel out. The outputs are the same bits.
+// dense kernel out; the outputs are the same bits. TDA_SM90_LISTS=off marks the survivors' lists as incomplete, so that
+// the backward does without.
 bool is_switched_off(const char* variable) {
   const char* value = std::getenv(variable);
   return value != nullptr && std::string_view(value) == "off";
@@ -121,6 +122,9 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.survivors = call.outputs.survivors;
   a.index = static_cast<std::uint32_t*>(call.outputs.survivor_index);
   a.index_layout = survivor_index_layout(call.shape, nullptr);
+  a.lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, nullptr);
+  a.lists_wanted = !is_switched_off("TDA_SM90_LISTS");
+  a.list_heads = a.lists.complete ? a.views * a.batch * a.query_heads : 0;
   auto* base = static_cast<std::uint8_t*>(call.workspace);
   a.counters = reinterpret_cast<Counters*>(base + w.counters);
   a.keys8 = reinterpret_cast<std::int8_t*>(base + w.keys8);

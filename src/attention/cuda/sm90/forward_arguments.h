@@ -72,6 +72,9 @@ struct ForwardArguments {
   std::int32_t* survivors;
   std::uint32_t* index;
   SurvivorIndexLayout index_layout;
+  SurvivorLists lists;
+  int list_heads;  // entries of lists.complete; 0 without an index
+  bool lists_wanted;
 
   std::int8_t* keys8;    // (views, B, H_k, key_tiles * 256, D), dims permuted inside each 16 (prepare_keys.cuh)
   float* key_scale;      // (views, B, H_k, key_tiles * 256): 1 / |k|, or 1 without normalization

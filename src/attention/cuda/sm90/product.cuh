@@ -18,6 +18,7 @@
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
+#include "attention/cuda/sm90/survivor_lists.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -208,21 +209,6 @@ struct IndexWriter {
   }
 };
 
-// Which of the four slices of 16 keys hold t > 0 (or NaN) in this thread.
-__device__ __forceinline__ std::uint32_t live_slices(const float (&t)[32]) {
-  std::uint32_t slices = 0;
-#pragma unroll
-  for (int slice = 0; slice < 4; ++slice) {
-    int maximum = -1;
-#pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-      maximum = __vimax3_s32(maximum, __float_as_int(t[slice * 8 + i]), __float_as_int(t[slice * 8 + i + 1]));
-    }
-    slices |= maximum > 0 ? 1u << slice : 0u;
-  }
-  return slices;
-}
-
 __device__ __forceinline__ bool any_live(const float (&t)[32]) {
   int maximum[4] = {-1, -1, -1, -1};
 #pragma unroll
@@ -293,6 +279,9 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
             a.index + a.index_layout.word_offset(view, head, static_cast<std::int64_t>(batch) * a.row_tiles + tile);
       }
     }
+    ListWriter lists[kViews];
+#pragma unroll
+    for (int view = 0; view < kViews; ++view) lists[view].begin(a, view, head_of_all, first_row + row_in_tile);
     int survivors[2] = {0, 0};
     float output[kHeadDim / 2];
 #pragma unroll
@@ -350,6 +339,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
             if (lane == 0 && slices != 0) atomicOr(&tail.slices, slices);
             named_barrier_sync(1, 128);
             if (threadIdx.x == 0) writer[view].add(block, tail.slices);
+            lists[view].add(t[view], slices, block * kBlockKeys);
           }
         }
         if (a.survivors != nullptr) {
@@ -406,6 +396,8 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
         }
       }
     }
+#pragma unroll
+    for (int view = 0; view < kViews; ++view) lists[view].finish();
     if (a.index != nullptr && threadIdx.x == 0) {
       const int last_key = a.position_offset + min(first_row + kRowTile, a.query_length) - 1;
 #pragma unroll

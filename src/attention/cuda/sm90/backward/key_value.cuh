@@ -340,6 +340,7 @@ __device__ __forceinline__ void consume_queries(const BackwardArguments& a, cons
 template <typename Element, int kHeadDim, bool kSquare>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     backward_key_value_dense(const __grid_constant__ BackwardArguments a) {
+  if (is_empty(a.plan.dense_column_tasks)) return;
   extern __shared__ unsigned char shared[];
   const StreamMemory<kHeadDim> memory(shared);
   memory.init_barriers();

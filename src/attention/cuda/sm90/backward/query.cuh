@@ -322,6 +322,7 @@ __device__ __forceinline__ void consume_keys(const BackwardArguments& a, const S
 
 template <typename Element, int kHeadDim, bool kSquare>
 __global__ void __launch_bounds__(kStreamThreads, 1) backward_query_dense(const __grid_constant__ BackwardArguments a) {
+  if (is_empty(a.plan.dense_row_tasks)) return;
   extern __shared__ unsigned char shared[];
   const StreamMemory<kHeadDim> memory(shared);
   memory.init_barriers();

@@ -117,6 +117,14 @@ __device__ inline bool claim_task(const portable::TaskList& list, portable::Back
   return false;
 }
 
+// Whether a list has no task at all.
+__device__ __forceinline__ bool is_empty(const portable::TaskList& list) {
+  std::uint32_t tasks = 0;
+#pragma unroll
+  for (int bucket = 0; bucket < portable::kTaskBuckets; ++bucket) tasks |= list.counters->block_tasks[bucket];
+  return tasks == 0;
+}
+
 // Begins to copy 64 rows of a tensor.
 template <int kHeadDim>
 __device__ __forceinline__ void copy_rows(std::uint32_t destination, const CUtensorMap& map, std::uint32_t barrier,

@@ -1,0 +1,106 @@
+// Writes the lists of survivors (common/survivor_index.h) of the 16 rows that a warp owns for a whole job.
+//
+// The four lanes of a quad share rows g and g + 8; places in a list go by prefix sums over the quad, so that a list
+// depends on the scores alone. Cost: about 50 instructions for 16 keys with a survivor. A warp that meets a row with
+// more than kListKeys marks the head as incomplete and stops listing.
+#pragma once
+
+#include "attention/cuda/sm90/forward_arguments.h"
+
+namespace tda::cuda::sm90 {
+
+// Which slices of 16 keys hold t > 0 (or NaN, which has a clear sign bit) in this thread.
+template <int kSize>
+__device__ __forceinline__ std::uint32_t live_slices(const float (&t)[kSize]) {
+  std::uint32_t slices = 0;
+#pragma unroll
+  for (int slice = 0; slice < kSize / 8; ++slice) {
+    int maximum = -1;
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      maximum = __vimax3_s32(maximum, __float_as_int(t[slice * 8 + i]), __float_as_int(t[slice * 8 + i + 1]));
+    }
+    slices |= maximum > 0 ? 1u << slice : 0u;
+  }
+  return slices;
+}
+
+class ListWriter {
+ public:
+  __device__ __forceinline__ bool lists() const { return lists_; }
+
+  // `row`: that of g, counted in the sequence; `head_of_all`: batch * query_heads + query head.
+  __device__ __forceinline__ void begin(const ForwardArguments& a, int view, int head_of_all, int row) {
+    lists_ = a.index != nullptr && a.lists.rows != nullptr && a.lists_wanted;
+    count_ = 0;
+    if (!lists_) return;
+    const std::int64_t head =
+        (static_cast<std::int64_t>(view) * a.query_heads + head_of_all % a.query_heads) * a.batch +
+        head_of_all / a.query_heads;
+    complete_ = a.lists.complete + head;
+    rows_ = a.lists.rows + (head * a.query_length + row) * kListWords;
+    left_ = a.query_length - row;
+  }
+
+  // Excesses of 16-key slices (wgmma.cuh), of which `slices` (live_slices of the whole warp) hold a survivor.
+  template <int kSize>
+  __device__ __forceinline__ void add(const float (&t)[kSize], std::uint32_t slices, int first_key) {
+    if (!lists_ || slices == 0) return;
+#pragma unroll
+    for (int slice = 0; slice < kSize / 8; ++slice) {
+      if ((slices >> slice & 1u) == 0) continue;
+      float own[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) own[i] = t[8 * slice + i];
+      add_slice(own, first_key + 16 * slice);
+    }
+    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > kListKeys || count_ >> 16 > kListKeys)) {
+      lists_ = false;
+      if (lane() == 0) *complete_ = 0;
+    }
+  }
+
+  // After the last key.
+  __device__ __forceinline__ void finish() {
+    if (!lists_ || (lane() & 3) != 0) return;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (8 * h < left_) rows_[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x & 31); }
+
+  // Counts of the two rows go together, in the halves of a word.
+  __device__ __forceinline__ void add_slice(const float (&t)[8], int first_key) {
+    std::uint32_t survivors = 0;  // bit i: t[i]
+#pragma unroll
+    for (int i = 0; i < 8; ++i) survivors |= !(t[i] <= 0.0f) && 8 * (i >> 1 & 1) < left_ ? 1u << i : 0u;
+    const int c = lane() & 3;
+    const std::uint32_t own = __popc(survivors & 0x33u) | __popc(survivors & 0xccu) << 16;
+    std::uint32_t sum = own;
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+      const std::uint32_t before = __shfl_up_sync(0xffffffffu, sum, step);
+      if (c >= step) sum += before;
+    }
+    std::uint32_t place = count_ + sum - own;
+    count_ += __shfl_sync(0xffffffffu, sum, lane() | 3);
+    for (; survivors != 0; survivors &= survivors - 1) {
+      const int i = __ffs(static_cast<int>(survivors)) - 1, h = i >> 1 & 1;
+      const std::uint32_t here = h == 0 ? place & 0xffffu : place >> 16;
+      place += h == 0 ? 1u : 0x10000u;
+      if (here < kListKeys) {
+        rows_[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
+      }
+    }
+  }
+
+  std::uint32_t *complete_ = nullptr, *rows_ = nullptr;
+  std::uint32_t count_ = 0;
+  int left_ = 0;  // rows from row g to the end
+  bool lists_ = false;
+};
+
+}  // namespace tda::cuda::sm90

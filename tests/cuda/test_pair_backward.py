@@ -1,0 +1,93 @@
+"""The backward from the lists of survivors that the Hopper forward writes where rows have few."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_cuda import assert_rule, attend, cuda_inputs, naive, parameter_errors, results
+
+import threshold_attention as ta
+from threshold_attention import reference
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="no Hopper GPU"
+)
+DTYPES = (torch.bfloat16, torch.float16)
+SHAPES = [  # lists begin at 8,192 keys
+    dict(batch=2, query_heads=3, key_heads=3, query_length=200, key_length=8192),
+    dict(batch=1, query_heads=4, key_heads=2, query_length=300, key_length=8300),
+    dict(batch=3, query_heads=2, key_heads=1, query_length=1, key_length=9001),
+]
+
+
+def sparse_inputs(views: int, *, sink: bool = False, **options) -> dict[str, torch.Tensor]:
+    """Inputs of which few pairs survive; with `sink`, every query also attends to key 3."""
+    inputs = cuda_inputs(views, beta=0.8, **options)
+    for n in ("1", "2")[:views]:
+        if sink:
+            direction = inputs[f"k{n}"][:, :1, 3:4]
+            inputs[f"q{n}"] += 0.8 * direction
+            inputs[f"k{n}"][:, :, 3:4] = direction
+    return {name: x.requires_grad_() for name, x in inputs.items()}
+
+
+def cotangent_of(output: torch.Tensor) -> torch.Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype).cuda()
+
+
+def gradients(inputs: dict[str, torch.Tensor], **options) -> dict[str, torch.Tensor]:
+    output = attend(ta, inputs, **options)
+    return results(output, inputs, cotangent_of(output))
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_gradients_keep_the_rule(shape, views, dtype, power, dim, sink):
+    inputs = sparse_inputs(views, **SHAPES[shape], dim=dim, dtype=dtype, seed=shape, sink=sink)
+    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    output = attend(ta, inputs, power=power)
+    cotangent = cotangent_of(output)
+    ours = results(output, inputs, cotangent)
+    exact = results(attend(reference, wide, power=power), wide, cotangent.double())
+    twin = results(naive(inputs, power), inputs, cotangent)
+    assert_rule(ours, twin, exact, dtype, parameter_errors(inputs, wide, power, cotangent))
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("views", [1, 2])
+def test_lists_are_used_and_agree_with_the_other_kernels(monkeypatch, views, sink):
+    inputs = sparse_inputs(views, query_length=8200, key_length=8200, dim=64, dtype=torch.bfloat16, sink=sink)
+    listed = gradients(inputs)
+    monkeypatch.setenv("TDA_SM90_LISTS", "off")
+    without = gradients(inputs)
+    assert torch.equal(listed["output"], without["output"])
+    assert not torch.equal(listed["q1"], without["q1"])  # sums of another order
+    for name, expected in without.items():
+        torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=2e-2, msg=name)
+
+
+@pytest.mark.parametrize("sink", [False, True])
+def test_repeats_to_the_bit(sink):
+    inputs = sparse_inputs(2, query_length=3000, key_length=8192, dim=64, dtype=torch.bfloat16, sink=sink)
+    first = gradients(inputs)
+    for _ in range(20):
+        for name, again in gradients(inputs).items():
+            assert torch.equal(first[name], again), name
+
+
+@pytest.mark.parametrize("place", ["q1", "k1", "v", "cotangent"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("views", [1, 2])
+def test_what_is_not_finite_reaches_what_it_reaches_in_the_other_kernels(monkeypatch, views, value, place):
+    inputs = sparse_inputs(views, query_length=400, key_length=8200, dim=64, dtype=torch.bfloat16)
+    cotangent = cotangent_of(inputs["q1"])
+    with torch.no_grad():
+        (cotangent if place == "cotangent" else inputs[place])[0, 0, 8, 7] = value  # the key is seen by all rows
+    listed = results(attend(ta, inputs), inputs, cotangent)
+    monkeypatch.setenv("TDA_SM90_LISTS", "off")
+    for name, expected in results(attend(ta, inputs), inputs, cotangent).items():
+        torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=2e-2, equal_nan=True, msg=name)
