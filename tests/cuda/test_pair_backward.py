@@ -66,8 +66,9 @@ def test_lists_are_used_and_agree_with_the_other_kernels(monkeypatch, views, sin
     without = gradients(inputs)
     assert torch.equal(listed["output"], without["output"])
     assert not torch.equal(listed["q1"], without["q1"])  # sums of another order
-    for name, expected in without.items():
-        torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=2e-2, msg=name)
+    for name, expected in without.items():  # key 3 of `sink` sums over all rows, with both signs
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=1e-2 * scale, msg=name)
 
 
 @pytest.mark.parametrize("sink", [False, True])

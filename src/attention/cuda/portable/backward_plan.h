@@ -93,10 +93,6 @@ struct DenseBackward {
 cudaError_t launch_backward_plan(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
                                  cudaStream_t stream);
 
-// All gradients of the listed heads: dq with the shares of dbeta and dlambda, and the pairs turned by key; dk and dv.
-cudaError_t launch_backward_pairs(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
-                                  cudaStream_t stream);
-
 // Work the tasks off: dq and the row tiles' shares of dbeta and dlambda; dk and dv.
 cudaError_t launch_backward_query_half(const Problem& problem, const BackwardArguments& arguments,
                                        const BackwardPlan& plan, cudaStream_t stream);

@@ -6,6 +6,7 @@
 #include "attention/cuda/common/kernel_family.h"
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/kernels.h"
+#include "attention/cuda/portable/pairs/pairs.h"
 #include "attention/cuda/portable/problem.h"
 
 namespace tda::cuda::portable {
@@ -292,11 +293,21 @@ bool rows_are_wide(const Problem& p, const BackwardArguments& a) {
   return wide;
 }
 
+// All gradients of the listed heads.
+Status run_pair_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
+  cudaError_t error = launch_backward_pair_rows(p, a, plan, stream);
+  if (Status s = launch_status("backward_pair_rows", error); !s.ok()) return s;
+  if (!a.outputs.dk[0].data && !a.outputs.dk[1].data && !a.outputs.dv.data) return {};
+  error = launch_backward_pair_entries(p, plan, stream);
+  if (Status s = launch_status("backward_pair_entries", error); !s.ok()) return s;
+  return launch_status("backward_pair_keys", launch_backward_pair_keys(p, a, plan, stream));
+}
+
 Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                         const std::optional<DenseBackward>& dense, cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
   if (plan.pairs.complete) {
-    if (Status s = launch_status("backward_pairs", launch_backward_pairs(p, a, plan, stream)); !s.ok()) return s;
+    if (Status s = run_pair_kernels(p, a, plan, stream); !s.ok()) return s;
   }
   if (dense) {  // before the others: it may hand tasks back to them
     if (Status s = dense->launch(p, a, plan, stream); !s.ok()) return s;
