@@ -4,7 +4,8 @@
 
 Each run is killed at a moment drawn evenly from the time the whole run takes, then again with even odds, and then left
 to finish. Compared are the weights, the optimizer's state, the tokenizer and every line of metrics but its timings.
-With --processes N, torchrun starts N processes with Gloo, and all of them are killed at once.
+With --processes N, torchrun starts N processes with Gloo, and all of them are killed at once. --device cuda trains on a
+GPU (one process).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ learning_rate = 1e-2
 minimum_learning_rate = 1e-3
 warmup_steps = 5
 precision = "fp32"
-device = "cpu"
+device = "{device}"
 threads = 1
 [validation]
 every = 15
@@ -53,7 +54,7 @@ keep = 2
 """
 
 
-def prepare(folder: Path) -> Path:
+def prepare(folder: Path, device: str) -> Path:
     choice = random.Random(1).choice
     words = ["In", "the", "beginning", "God", "created", "the", "heaven", "and", "the", "earth"]
     for name, count in (("train", 8000), ("validation", 800)):
@@ -63,7 +64,7 @@ def prepare(folder: Path) -> Path:
     command = [PROGRAM, "data", "prepare", "--tokenizer", "byte", *texts, "--output", data]
     subprocess.run(command, check=True, capture_output=True)
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(data=data))
+    recipe.write_text(RECIPE.format(data=data, device=device))
     return recipe
 
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50, help="killed and resumed runs (default: 50)")
     parser.add_argument("--processes", type=int, default=1, help="processes of each run (default: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments (default: 1)")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     options = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
     kills: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipe = prepare(folder)
+        recipe = prepare(folder, options.device)
         duration = finish(recipe, folder / "whole", options.processes)
         expected = outcome(folder / "whole")
         for run in range(options.runs):
@@ -133,6 +135,7 @@ def main() -> None:
     result = {
         "runs": options.runs,
         "processes": options.processes,
+        "device": options.device,
         "kills": len(kills),
         "seconds_of_a_whole_run": round(duration, 2),
         "kill_moments_seconds": kills,
