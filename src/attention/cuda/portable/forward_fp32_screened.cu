@@ -374,7 +374,7 @@ __global__ void __launch_bounds__(kThreads, VIEWS* DIM > 128 ? 1 : 2)
                                    0,
                                    0,
                                    {plan.sums + own}};
-  strip.sums.clear();
+  strip.sums.clear(kStripRows);
   const float lambda = VIEWS == 2 ? clamped_lambda(p, b.head) : 0.f;
   bool leave = !walk_keys(p, plan, lambda, strip);
   if (!leave) {

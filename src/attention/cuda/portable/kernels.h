@@ -59,7 +59,7 @@ cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArg
 // All of these pair by pair, for screened calls; row tiles and tiles of 64 keys that are better computed densely go to
 // the lists.
 cudaError_t launch_backward_fp32_screened(const Problem& problem, const BackwardArguments& arguments,
-                                          const DenseTasks& rows, const DenseTasks& columns, cudaStream_t stream);
+                                          const ScreenedTasks& tasks, cudaStream_t stream);
 // dbeta and dlambda from the shares, in a fixed order.
 cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 

@@ -163,15 +163,15 @@ struct LaneColumns {
 template <int COLUMNS>
 struct StripSums {
   static constexpr int kCount = LaneColumns<COLUMNS>::kCount;
-  float (*rows)[COLUMNS];  // [kStripRows], in shared memory
+  float (*rows)[COLUMNS];  // of the strip, or the warp's share of it, in shared memory
   float partial[kCount];
-  std::uint32_t chain;  // row of the strip in the top four bits
+  std::uint32_t chain;  // index of the row in the top four bits
 
-  __device__ void clear() {
+  __device__ void clear(int count) {
     chain = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) partial[i] = 0.f;
-    for (int r = 0; r < kStripRows; ++r) {
+    for (int r = 0; r < count; ++r) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) rows[r][LaneColumns<COLUMNS>::first() + i] = 0.f;
     }

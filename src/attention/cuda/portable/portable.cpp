@@ -105,27 +105,24 @@ void place_screen(const AttentionShape& s, int views, const PackedDocuments* doc
   }
 }
 
-constexpr int kDenseBackwardCounters = 5;
+constexpr int kScreenedCounters = 9;
 
-// What the fp32 backward keeps when it is screened: the tasks of its dense kernels. The counters come right behind the
-// shares of dbeta and dlambda: one fill clears both.
-struct DenseFp32Tasks {
-  DenseTasks rows, keys, values;
-};
-
-DenseFp32Tasks place_dense_backward(const AttentionShape& s, int views, const SurvivorIndexLayout& index,
-                                    const PackedDocuments* documents, Arena& arena, Problem& problem) {
-  DenseFp32Tasks dense;
-  std::uint32_t* const counters = arena.take<std::uint32_t>(kDenseBackwardCounters);
+// What the fp32 backward keeps when it is screened: the tasks that its first kernel leaves. The counters come right
+// behind the shares of dbeta and dlambda: one fill clears both.
+ScreenedTasks place_screened_backward(const AttentionShape& s, int views, const SurvivorIndexLayout& index,
+                                      const PackedDocuments* documents, Arena& arena, Problem& problem) {
+  ScreenedTasks tasks;
+  std::uint32_t* const counters = arena.take<std::uint32_t>(kScreenedCounters);
   problem.position_scale = arena.take<double>(longest_key(s, documents));
-  std::uint32_t* const rows = arena.take<std::uint32_t>(views * s.query_heads * index.row_tiles);
+  const std::int64_t row_tasks = views * s.query_heads * index.row_tiles;
   const std::int64_t key_tiles = documents ? s.key_length / kSliceRows + documents->count
                                            : s.batch * ((s.key_length + kSliceRows - 1) / kSliceRows);
-  std::uint32_t* const columns = arena.take<std::uint32_t>(s.key_heads * key_tiles);
-  dense.rows = {rows, counters, counters + 1, 1};
-  dense.keys = {columns, counters + 2, counters + 3, views};
-  dense.values = {columns, counters + 2, counters + 4, 1};
-  return dense;
+  tasks.rows = {arena.take<std::uint32_t>(row_tasks), counters, counters + 1, 1};
+  tasks.divided_rows = {arena.take<std::uint32_t>(row_tasks), counters + 2, counters + 3, 1};
+  tasks.values = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 4, counters + 5, 1};
+  tasks.keys = {tasks.values.tasks, counters + 4, counters + 6, views};
+  tasks.divided_columns = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 7, counters + 8, 1};
+  return tasks;
 }
 
 bool readable_by_four(const ConstTensor& t, DataType type) {
@@ -212,7 +209,7 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
   if (has_half_kernels(shape, options.data_type)) place_plan(shape, options.views, index, documents, arena, nullptr);
   if (screens_fp32(shape, options, longest_key(shape, documents))) {
     Problem problem{};
-    place_dense_backward(shape, options.views, index, documents, arena, problem);
+    place_screened_backward(shape, options.views, index, documents, arena, problem);
   }
   return arena.used();
 }
@@ -278,11 +275,10 @@ Status run_half_kernels(const Problem& p, const BackwardArguments& a, const Back
   return launch_status("backward_key_value_half", launch_backward_key_value_half(p, a, plan, stream));
 }
 
-Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const DenseFp32Tasks& dense,
-                        cudaStream_t stream) {
+Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const ScreenedTasks& dense, cudaStream_t stream) {
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (dense.rows.tasks) {
-    const cudaError_t error = launch_backward_fp32_screened(p, a, dense.rows, dense.values, stream);
+    const cudaError_t error = launch_backward_fp32_screened(p, a, dense, stream);
     if (Status s = launch_status("backward_fp32_screened", error); !s.ok()) return s;
   }
   const bool parameters = a.dbeta_parts || a.dlambda_parts;
@@ -318,17 +314,17 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
     const char* const counters = reinterpret_cast<char*>(plan.row_tasks.counters);
     cleared = static_cast<std::size_t>(counters + sizeof(BackwardCounters) - static_cast<char*>(call.workspace));
   }
-  DenseFp32Tasks dense_fp32;
+  ScreenedTasks screened;
   if (screens_fp32(p.shape, call.options, p.longest_key) && p.vector_d_output && screens_fp32_now(p)) {
-    dense_fp32 = place_dense_backward(p.shape, p.views, p.index, call.documents, arena, p);
-    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(dense_fp32.rows.listed + kDenseBackwardCounters) -
+    screened = place_screened_backward(p.shape, p.views, p.index, call.documents, arena, p);
+    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(screened.rows.listed + kScreenedCounters) -
                                        static_cast<char*>(call.workspace));
   }
   const cudaStream_t stream = stream_of(call.stream);
   // The plan's counters start at 0, and so do the shares of row tiles without a task.
   const cudaError_t error = cudaMemsetAsync(static_cast<char*>(call.workspace) + parts, 0, cleared - parts, stream);
   if (Status s = launch_status("memset", error); !s.ok()) return s;
-  const Status done = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, dense_fp32, stream);
+  const Status done = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, screened, stream);
   if (!done.ok()) return done;
   if (!a.dbeta_parts && !a.dlambda_parts) return {};
   return launch_status("backward_parameters", launch_backward_parameters(p, a, stream));
