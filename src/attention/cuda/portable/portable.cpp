@@ -90,7 +90,7 @@ void place_flag(Arena& arena, Problem* problem) {
 
 // What the forward's fp32 screen keeps.
 void place_screen(const AttentionShape& s, int views, const PackedDocuments* documents, Arena& arena, Problem& problem,
-                  DenseTasks& dense) {
+                  DenseTasks& dense, DenseTasks& divided) {
   const std::int64_t row_blocks = documents ? s.query_length / kDenseRows + documents->count
                                             : s.batch * ((s.query_length + kDenseRows - 1) / kDenseRows);
   problem.half_pitch = (s.head_dim + 7) / 8 * 8;
@@ -99,6 +99,8 @@ void place_screen(const AttentionShape& s, int views, const PackedDocuments* doc
   dense.tasks = arena.take<std::uint32_t>(s.query_heads * row_blocks);
   dense.listed = problem.dense_counters;
   dense.claimed = problem.dense_counters + 1;
+  divided = {arena.take<std::uint32_t>(s.query_heads * row_blocks), problem.dense_counters + 2,
+             problem.dense_counters + 3, kForwardStrips};
   for (int view = 0; view < views; ++view) {
     problem.half_query[view] = arena.take<std::uint16_t>(s.query_heads * s.batch * s.query_length * problem.half_pitch);
     problem.half_key[view] = arena.take<std::uint16_t>(s.key_heads * s.batch * s.key_length * problem.half_pitch);
@@ -194,8 +196,8 @@ std::size_t forward_workspace_bytes(const AttentionShape& shape, const Attention
   place_flag(arena, nullptr);
   if (screens_fp32(shape, options, longest_key(shape, documents))) {
     Problem problem{};
-    DenseTasks dense;
-    place_screen(shape, options.views, documents, arena, problem, dense);
+    DenseTasks dense, divided;
+    place_screen(shape, options.views, documents, arena, problem, dense, divided);
   }
   return arena.used();
 }
@@ -219,9 +221,9 @@ Status forward(const ForwardCall& call) {
   Arena arena(call.workspace);
   place_scales(call.shape, call.options.views, true, arena, &p);
   place_flag(arena, &p);
-  DenseTasks dense;
+  DenseTasks dense, divided;
   if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p)) {
-    place_screen(p.shape, p.views, call.documents, arena, p, dense);
+    place_screen(p.shape, p.views, call.documents, arena, p, dense, divided);
   }
   const cudaStream_t stream = stream_of(call.stream);
   if (has_half_kernels(p.shape, p.type)) {
@@ -237,7 +239,7 @@ Status forward(const ForwardCall& call) {
     if (Status s = launch_status("forward_half", error); !s.ok()) return s;
   }
   if (dense.tasks) {
-    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, dense, stream);
+    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, divided, dense, stream);
     if (Status s = launch_status("forward_fp32_screened", error); !s.ok()) return s;
   }
   return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, dense, stream));
