@@ -20,9 +20,10 @@
 namespace tda::cuda::portable {
 namespace {
 
-constexpr int kSharers = 4;     // warps of a strip in the second kernel
-constexpr int kDenseShare = 4;  // a strip with more than one candidate in so many pairs is dense
-constexpr int kDenseSlack = kQueue;
+constexpr int kSharers = 4;  // warps of a strip in the second kernel
+// A strip is dense when more than one pair in kDenseShare is a candidate, and kDenseSlack: the first rows, whose
+// thresholds are near 0, are short.
+constexpr int kDenseShare = 4, kDenseSlack = 4 * kQueue;
 
 template <int DIM, int COLUMNS, int SHARERS>
 struct Plan {
@@ -157,7 +158,7 @@ __device__ __forceinline__ void run_column_task(const Problem& p, const Backward
   if (first_key >= s.key_length) return;
   const int warp = static_cast<int>(threadIdx.x) / 32, first = first_key + warp / SHARERS * kStripRows;
   BackwardStrip<true, DIM, COLUMNS, SHARERS> strip(p, plan.warp[warp], first, s.key_length, warp % SHARERS);
-  int allowed = 2 * kDenseSlack;
+  int allowed = kDenseSlack;
   bool dense = false;
   for (int view = 0; view < p.views && !dense && strip.count > 0; ++view) {
     const UnitRows keys = unit_key_rows(p, s, view, key_head);
