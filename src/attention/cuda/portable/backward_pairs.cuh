@@ -148,7 +148,7 @@ struct BackwardStrip {
           [&](std::uint32_t entry, int d, float4(&x)[2]) { o.v.load_raw(key(entry), d, x); });
       const int place = base + own_pair();
       if (place >= queued) continue;
-      const double scale = o.scale[query(plan.entries[place])];
+      const double scale = __ldg(o.scale + query(plan.entries[place]));
       const float r = excess(s, threshold_at(o.beta, scale));
       float2 factors = make_float2(0.f, 0.f);
       if (survives(r)) {
@@ -167,7 +167,7 @@ struct BackwardStrip {
   // The lane's columns of the other side's unit row; a row with a NaN counts as 0, because its weight carries the NaN.
   __device__ static __forceinline__ void load_unit(LaneColumns<DIM>& columns, const UnitRows& rows, int row) {
     columns.load(rows.data + row * rows.row_stride, rows.dim);
-    const float high = rows.high[row], low = rows.low[row];
+    const float high = __ldg(rows.high + row), low = __ldg(rows.low + row);
 #pragma unroll
     for (int i = 0; i < columns.kCount; ++i) {
       columns.x[i] = high != high ? 0.f : fmaf(columns.x[i], high, columns.x[i] * low);
