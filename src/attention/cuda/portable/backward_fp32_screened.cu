@@ -13,8 +13,8 @@
 //   - the second kernel here, in which four warps divide the rows of each strip: a few long strips would otherwise keep
 //     the whole device waiting;
 //   - the dense kernels, when more than a quarter of the pairs are candidates.
-// Shared memory: 38 KiB for 64 columns, twice as much divided. Cost: 150 instructions of a warp for each 16 x 16 pairs
-// screened, about 60 a candidate.
+// Shared memory: 39 KiB for 64 columns and 71 KiB for 128; 60 and 92 KiB divided. Cost: 150 instructions of a warp for
+// each 16 x 16 pairs screened, about 75 a candidate.
 #include "attention/cuda/portable/backward_pairs.cuh"
 
 namespace tda::cuda::portable {

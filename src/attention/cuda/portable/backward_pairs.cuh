@@ -221,11 +221,20 @@ struct BackwardStrip {
     queued = 0;
   }
 
-  __device__ __noinline__ void work_off(const Operands& o) {
+  // Inlined where there is one call, so that this object stays in registers.
+  __device__ __forceinline__ void work_off(const Operands& o) {
+    if constexpr (SHARERS == 1) {
+      work_off_here(o);
+    } else {
+      work_off_apart(o);
+    }
+  }
+  __device__ __forceinline__ void work_off_here(const Operands& o) {
     __syncwarp();
     weigh(o);
     accumulate(o);
   }
+  __device__ __noinline__ void work_off_apart(const Operands& o) { work_off_here(o); }
 
   // Screens 16 rows of the other side and queues the candidates. Thresholds of scores: of rows g and g + 8, or with
   // KEYS of the tile's 16 columns.

@@ -165,11 +165,20 @@ struct ForwardStrip {
     queued = 0;
   }
 
-  __device__ __noinline__ void work_off(float lambda) {
+  // Inlined where there is one call, so that this object stays in registers.
+  __device__ __forceinline__ void work_off(float lambda) {
+    if constexpr (SHARERS == 1) {
+      work_off_here(lambda);
+    } else {
+      work_off_apart(lambda);
+    }
+  }
+  __device__ __forceinline__ void work_off_here(float lambda) {
     __syncwarp();
     weigh(lambda);
     add_values();
   }
+  __device__ __noinline__ void work_off_apart(float lambda) { work_off_here(lambda); }
 
   // Queues the candidates of a tile: in lane r < 16 the bits of row r in each view, zero for rows of other warps.
   __device__ __forceinline__ void add_candidates(int first_key, const uint2 (&bits)[VIEWS], float lambda) {
