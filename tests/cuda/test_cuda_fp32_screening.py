@@ -100,6 +100,21 @@ def test_values_that_are_not_finite(monkeypatch, views, spoiled) -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (128, 128), (64, 128)])
+def test_strips_with_many_candidates(monkeypatch, views, dim, value_dim) -> None:
+    """Bands and corners with many survivors, as in trained heads: warps divide a strip, or it is computed densely."""
+    tensors = inputs(1000, 1100, dim, value_dim, 0.05)
+    common = torch.randn(dim, device="cuda")
+    for x in tensors[: 2 * views : 2]:
+        x[0, 0, ::3] += 0.9 * common
+        x[1, 2, 500:] += 2 * common
+    for x in tensors[1 : 2 * views : 2]:
+        x[:, 0, 200:500:2] += 0.9 * common
+        x[1, 1, :300] += 2 * common
+    assert_screening_changes_no_bit(monkeypatch, tensors, views, 2.0, torch.full((4,), 1.03, device="cuda"))
+
+
+@pytest.mark.parametrize("views", [1, 2])
 def test_packed_documents(monkeypatch, views) -> None:
     lengths = [(3, 3), (700, 900), (1, 1), (64, 64), (0, 0), (300, 301)]
     packed = packed_inputs(lengths, views=views, device="cuda", dtype=torch.float32, dim=64)

@@ -15,6 +15,12 @@ struct DenseTasks {
   int parts = 1;                     // a listed task t is the dense kernel's tasks parts * t .. + parts - 1
 };
 
+// The lists of an fp32 backward. Of values and keys it is the same one, claimed twice.
+struct ScreenedTasks {
+  DenseTasks rows, keys, values;             // for the dense kernels
+  DenseTasks divided_rows, divided_columns;  // for several warps a strip
+};
+
 #if defined(__CUDACC__)
 // By one thread of a screened kernel.
 __device__ inline void list_dense_task(const DenseTasks& list, std::int64_t task) {

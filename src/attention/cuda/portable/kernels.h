@@ -13,7 +13,8 @@ struct Problem;
 // Fills query_scale and key_scale.
 cudaError_t launch_row_scales(const Problem& problem, cudaStream_t stream);
 
-constexpr int kDenseRows = 128;  // of a task of the fp32 forward
+constexpr int kDenseRows = 128;                  // of a task of the fp32 forward
+constexpr int kForwardStrips = kDenseRows / 16;  // in such a task, which several warps may divide
 
 // output, survivors, survivor_index, in fp32 arithmetic for any shape; with a list of tasks only of these row blocks.
 cudaError_t launch_forward_fp32(const Problem& problem, const ForwardOutputs& outputs, const DenseTasks& dense,
@@ -25,9 +26,10 @@ bool screens_fp32(const AttentionShape& shape, const AttentionOptions& options, 
 // switched it off (TDA_FP32_SCREEN=off in the environment, read at each call).
 bool screens_fp32_now(const Problem& problem);
 
-// The same outputs by screening, to the bit; row blocks that are better computed densely go to the list.
-cudaError_t launch_forward_fp32_screened(const Problem& problem, const ForwardOutputs& outputs, const DenseTasks& dense,
-                                         cudaStream_t stream);
+// The same outputs by screening, to the bit; row blocks that are better computed densely go to the list `dense`.
+// `divided` is a list of its own, with kForwardStrips parts.
+cudaError_t launch_forward_fp32_screened(const Problem& problem, const ForwardOutputs& outputs,
+                                         const DenseTasks& divided, const DenseTasks& dense, cudaStream_t stream);
 
 // The same for 16-bit types with value_dim <= 128, on tensor cores; it does nothing when the inputs are irregular.
 // `pairs`: two neighbouring elements of the output may be stored at once.
@@ -59,7 +61,7 @@ cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArg
 // All of these pair by pair, for screened calls; row tiles and tiles of 64 keys that are better computed densely go to
 // the lists.
 cudaError_t launch_backward_fp32_screened(const Problem& problem, const BackwardArguments& arguments,
-                                          const DenseTasks& rows, const DenseTasks& columns, cudaStream_t stream);
+                                          const ScreenedTasks& tasks, cudaStream_t stream);
 // dbeta and dlambda from the shares, in a fixed order.
 cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 

@@ -29,6 +29,8 @@ __device__ __forceinline__ int entry_other(std::uint32_t entry) {
 
 __device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % 32; }
 
+// Rows are read by __ldg: a struct of pointers that lies in memory hides from the compiler that they are global, and
+// generic loads would not be moved across stores to shared memory.
 // fp32 rows of one head of one sequence, with the factors that make them unit vectors. Rows can be read four elements
 // at a time, and their number of elements is a multiple of four: other calls are not screened.
 struct UnitRows {
@@ -42,12 +44,12 @@ struct UnitRows {
     const float* const from = data + row * row_stride + d;
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      x[n] = d + 4 * n < dim ? *reinterpret_cast<const float4*>(from + 4 * n) : make_float4(0.f, 0.f, 0.f, 0.f);
+      x[n] = d + 4 * n < dim ? __ldg(reinterpret_cast<const float4*>(from + 4 * n)) : make_float4(0.f, 0.f, 0.f, 0.f);
     }
   }
   __device__ __forceinline__ void load_unit(int row, int d, float4 (&x)[2]) const {
     load_raw(row, d, x);
-    const float factor = high[row], rest = low[row];
+    const float factor = __ldg(high + row), rest = __ldg(low + row);
     x[0] = scaled(x[0], factor, rest), x[1] = scaled(x[1], factor, rest);
   }
 };
@@ -137,10 +139,10 @@ struct LaneColumns {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) x[i] = 0.f;
     } else if constexpr (kCount == 2) {
-      const float2 pair = *reinterpret_cast<const float2*>(row + first());
+      const float2 pair = __ldg(reinterpret_cast<const float2*>(row + first()));
       x[0] = pair.x, x[1] = pair.y;
     } else {
-      const float4 four = *reinterpret_cast<const float4*>(row + first());
+      const float4 four = __ldg(reinterpret_cast<const float4*>(row + first()));
       x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
     }
   }
@@ -163,15 +165,15 @@ struct LaneColumns {
 template <int COLUMNS>
 struct StripSums {
   static constexpr int kCount = LaneColumns<COLUMNS>::kCount;
-  float (*rows)[COLUMNS];  // [kStripRows], in shared memory
+  float (*rows)[COLUMNS];  // of the strip, or the warp's share of it, in shared memory
   float partial[kCount];
-  std::uint32_t chain;  // row of the strip in the top four bits
+  std::uint32_t chain;  // index of the row in the top four bits
 
-  __device__ void clear() {
+  __device__ void clear(int count) {
     chain = 0;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) partial[i] = 0.f;
-    for (int r = 0; r < kStripRows; ++r) {
+    for (int r = 0; r < count; ++r) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) rows[r][LaneColumns<COLUMNS>::first() + i] = 0.f;
     }

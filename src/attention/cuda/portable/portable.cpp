@@ -101,7 +101,7 @@ void place_flag(Arena& arena, Problem* problem) {
 
 // What the forward's fp32 screen keeps.
 void place_screen(const AttentionShape& s, int views, const PackedDocuments* documents, Arena& arena, Problem& problem,
-                  DenseTasks& dense) {
+                  DenseTasks& dense, DenseTasks& divided) {
   const std::int64_t row_blocks = documents ? s.query_length / kDenseRows + documents->count
                                             : s.batch * ((s.query_length + kDenseRows - 1) / kDenseRows);
   problem.half_pitch = (s.head_dim + 7) / 8 * 8;
@@ -110,33 +110,32 @@ void place_screen(const AttentionShape& s, int views, const PackedDocuments* doc
   dense.tasks = arena.take<std::uint32_t>(s.query_heads * row_blocks);
   dense.listed = problem.dense_counters;
   dense.claimed = problem.dense_counters + 1;
+  divided = {arena.take<std::uint32_t>(s.query_heads * row_blocks), problem.dense_counters + 2,
+             problem.dense_counters + 3, kForwardStrips};
   for (int view = 0; view < views; ++view) {
     problem.half_query[view] = arena.take<std::uint16_t>(s.query_heads * s.batch * s.query_length * problem.half_pitch);
     problem.half_key[view] = arena.take<std::uint16_t>(s.key_heads * s.batch * s.key_length * problem.half_pitch);
   }
 }
 
-constexpr int kDenseBackwardCounters = 5;
+constexpr int kScreenedCounters = 9;
 
-// What the fp32 backward keeps when it is screened: the tasks of its dense kernels. The counters come right behind the
-// shares of dbeta and dlambda: one fill clears both.
-struct DenseFp32Tasks {
-  DenseTasks rows, keys, values;
-};
-
-DenseFp32Tasks place_dense_backward(const AttentionShape& s, int views, const SurvivorIndexLayout& index,
-                                    const PackedDocuments* documents, Arena& arena, Problem& problem) {
-  DenseFp32Tasks dense;
-  std::uint32_t* const counters = arena.take<std::uint32_t>(kDenseBackwardCounters);
+// What the fp32 backward keeps when it is screened: the tasks that its first kernel leaves. The counters come right
+// behind the shares of dbeta and dlambda: one fill clears both.
+ScreenedTasks place_screened_backward(const AttentionShape& s, int views, const SurvivorIndexLayout& index,
+                                      const PackedDocuments* documents, Arena& arena, Problem& problem) {
+  ScreenedTasks tasks;
+  std::uint32_t* const counters = arena.take<std::uint32_t>(kScreenedCounters);
   problem.position_scale = arena.take<double>(longest_key(s, documents));
-  std::uint32_t* const rows = arena.take<std::uint32_t>(views * s.query_heads * index.row_tiles);
+  const std::int64_t row_tasks = views * s.query_heads * index.row_tiles;
   const std::int64_t key_tiles = documents ? s.key_length / kSliceRows + documents->count
                                            : s.batch * ((s.key_length + kSliceRows - 1) / kSliceRows);
-  std::uint32_t* const columns = arena.take<std::uint32_t>(s.key_heads * key_tiles);
-  dense.rows = {rows, counters, counters + 1, 1};
-  dense.keys = {columns, counters + 2, counters + 3, views};
-  dense.values = {columns, counters + 2, counters + 4, 1};
-  return dense;
+  tasks.rows = {arena.take<std::uint32_t>(row_tasks), counters, counters + 1, 1};
+  tasks.divided_rows = {arena.take<std::uint32_t>(row_tasks), counters + 2, counters + 3, 1};
+  tasks.values = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 4, counters + 5, 1};
+  tasks.keys = {tasks.values.tasks, counters + 4, counters + 6, views};
+  tasks.divided_columns = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 7, counters + 8, 1};
+  return tasks;
 }
 
 bool readable_by_four(const ConstTensor& t, DataType type) {
@@ -208,8 +207,8 @@ std::size_t forward_workspace_bytes(const AttentionShape& shape, const Attention
   place_flag(arena, nullptr);
   if (screens_fp32(shape, options, longest_key(shape, documents))) {
     Problem problem{};
-    DenseTasks dense;
-    place_screen(shape, options.views, documents, arena, problem, dense);
+    DenseTasks dense, divided;
+    place_screen(shape, options.views, documents, arena, problem, dense, divided);
   }
   return arena.used();
 }
@@ -226,7 +225,7 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
   }
   if (screens_fp32(shape, options, longest_key(shape, documents))) {
     Problem problem{};
-    place_dense_backward(shape, options.views, index, documents, arena, problem);
+    place_screened_backward(shape, options.views, index, documents, arena, problem);
   }
   return arena.used();
 }
@@ -236,9 +235,9 @@ Status forward(const ForwardCall& call) {
   Arena arena(call.workspace);
   place_scales(call.shape, call.options.views, true, arena, &p);
   place_flag(arena, &p);
-  DenseTasks dense;
+  DenseTasks dense, divided;
   if (screens_fp32(p.shape, call.options, p.longest_key) && screens_fp32_now(p)) {
-    place_screen(p.shape, p.views, call.documents, arena, p, dense);
+    place_screen(p.shape, p.views, call.documents, arena, p, dense, divided);
   }
   const cudaStream_t stream = stream_of(call.stream);
   if (has_half_kernels(p.shape, p.type)) {
@@ -259,7 +258,7 @@ Status forward(const ForwardCall& call) {
     if (Status s = launch_status("forward_half", error); !s.ok()) return s;
   }
   if (dense.tasks) {
-    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, dense, stream);
+    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, divided, dense, stream);
     if (Status s = launch_status("forward_fp32_screened", error); !s.ok()) return s;
   }
   return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, dense, stream));
@@ -319,11 +318,10 @@ Status run_half_kernels(const Problem& p, const BackwardArguments& a, const Back
   return launch_status("backward_key_value_half", launch_backward_key_value_half(p, a, plan, stream));
 }
 
-Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const DenseFp32Tasks& dense,
-                        cudaStream_t stream) {
+Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const ScreenedTasks& dense, cudaStream_t stream) {
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (dense.rows.tasks) {
-    const cudaError_t error = launch_backward_fp32_screened(p, a, dense.rows, dense.values, stream);
+    const cudaError_t error = launch_backward_fp32_screened(p, a, dense, stream);
     if (Status s = launch_status("backward_fp32_screened", error); !s.ok()) return s;
   }
   const bool parameters = a.dbeta_parts || a.dlambda_parts;
@@ -367,17 +365,17 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
                                   : reinterpret_cast<char*>(plan.row_tasks.counters) + sizeof(BackwardCounters);
     cleared = static_cast<std::size_t>(end - static_cast<char*>(call.workspace));
   }
-  DenseFp32Tasks dense_fp32;
+  ScreenedTasks screened;
   if (screens_fp32(p.shape, call.options, p.longest_key) && p.vector_d_output && screens_fp32_now(p)) {
-    dense_fp32 = place_dense_backward(p.shape, p.views, p.index, call.documents, arena, p);
-    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(dense_fp32.rows.listed + kDenseBackwardCounters) -
+    screened = place_screened_backward(p.shape, p.views, p.index, call.documents, arena, p);
+    cleared = static_cast<std::size_t>(reinterpret_cast<char*>(screened.rows.listed + kScreenedCounters) -
                                        static_cast<char*>(call.workspace));
   }
   const cudaStream_t stream = stream_of(call.stream);
   // The plan's counters start at 0, and so do the shares of row tiles without a task.
   const cudaError_t error = cudaMemsetAsync(static_cast<char*>(call.workspace) + parts, 0, cleared - parts, stream);
   if (Status s = launch_status("memset", error); !s.ok()) return s;
-  const Status done = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, dense_fp32, stream);
+  const Status done = half ? run_half_kernels(p, a, plan, dense, stream) : run_fp32_kernels(p, a, screened, stream);
   if (!done.ok()) return done;
   if (!a.dbeta_parts && !a.dlambda_parts) return {};
   return launch_status("backward_parameters", launch_backward_parameters(p, a, stream));

@@ -47,7 +47,7 @@ struct Problem {
   unsigned* irregular;
 };
 
-constexpr int kDenseCounters = 2;  // of a forward: listed, claimed
+constexpr int kDenseCounters = 4;  // of a forward: listed and claimed, for each of two lists
 
 // Blocks of an fp32 kernel with this many tasks; any number does the work. When it only stands by, for irregular inputs
 // or for what a screened kernel may leave, they are few, because each costs a launch to find nothing to do.

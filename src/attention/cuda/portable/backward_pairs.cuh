@@ -1,0 +1,327 @@
+// Exact work of the screened fp32 backward: a warp's rows of a strip, its candidates, and the sums that they join.
+#pragma once
+
+#include "attention/cuda/portable/live_slices.cuh"
+#include "attention/cuda/portable/screen_product.cuh"
+
+namespace tda::cuda::portable {
+
+constexpr int kStrips = 4, kTile = kStrips * kStripRows;  // of a task
+static_assert(kTile == kSliceRows && kStripRows == kSliceKeys);
+constexpr int kQueue = 128;
+constexpr int kPairsAtOnce = 4;  // under way
+
+// SHARERS warps divide the rows of a strip.
+template <int DIM, int COLUMNS, int SHARERS>
+struct WarpPlan {
+  static constexpr int kOwnRows = kStripRows / SHARERS;
+  float x[kOwnRows][DIM];      // dq or dk, with respect to unit vectors
+  float v[kOwnRows][COLUMNS];  // dv
+  std::uint32_t entries[kQueue];
+  float2 factors[kQueue];        // g, w a
+  float thresholds[kSliceRows];  // of a row tile, as the screen wants them
+};
+
+// What the pairs of one view and query head are computed from.
+struct Operands {
+  UnitRows q, k, v, d_output;
+  const double* scale;  // c_i of query row 0
+  float beta, sign;
+  int offset, query_length, key_length;
+};
+
+__device__ inline Operands make_operands(const Problem& p, const BackwardArguments& a, const Sequence& s, int view,
+                                         int head) {
+  const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
+  const int offset = s.key_length - s.query_length;
+  const UnitRows d_output{
+      static_cast<const float*>(a.d_output.data) + row_offset(a.d_output, s.batch, head, s.first_query),
+      a.d_output.row_stride, nullptr, nullptr, static_cast<int>(p.shape.value_dim)};
+  return {unit_query_rows(p, s, view, head),
+          unit_key_rows(p, s, view, key_head),
+          value_rows(p, s, key_head),
+          d_output,
+          p.position_scale + offset,
+          load_beta(p, head),
+          view_weight(p, view, head),
+          offset,
+          s.query_length,
+          s.key_length};
+}
+
+// A lane's share of the fp16 unit row `row`, of each 16 elements four neighbours: a product may take its depth in any
+// order. Zeros where there is no row.
+template <int DIM>
+__device__ __forceinline__ void load_half_row(uint2 (&pairs)[DIM / 16], const UnitRows& rows, int row, bool exists) {
+  const int d = lane_of_warp() % 4 * 4;
+  const float* const from = rows.data + row * rows.row_stride + d;
+  const float high = exists ? rows.high[row] : 0.f, low = exists ? rows.low[row] : 0.f;
+  float4 x[DIM / 16];
+#pragma unroll
+  for (int step = 0; step < DIM / 16; ++step) {
+    x[step] = exists && 16 * step + d < rows.dim ? *reinterpret_cast<const float4*>(from + 16 * step)
+                                                 : make_float4(0.f, 0.f, 0.f, 0.f);
+  }
+#pragma unroll
+  for (int step = 0; step < DIM / 16; ++step) {
+    const float4 unit = scaled(x[step], high, low);
+    pairs[step] = make_uint2(rounded_pair<__half>(unit.x, unit.y), rounded_pair<__half>(unit.z, unit.w));
+  }
+}
+
+// The strip's rows as A fragments.
+template <int DIM>
+__device__ __forceinline__ void load_strip(std::uint32_t (&a)[DIM / 16][4], const UnitRows& rows, int first,
+                                           int count) {
+  const int row = first + lane_of_warp() / 4;
+  uint2 upper[DIM / 16], lower[DIM / 16];
+  load_half_row<DIM>(upper, rows, row, row < count);
+  load_half_row<DIM>(lower, rows, row + 8, row + 8 < count);
+#pragma unroll
+  for (int step = 0; step < DIM / 16; ++step) {
+    a[step][0] = upper[step].x, a[step][1] = lower[step].x, a[step][2] = upper[step].y, a[step][3] = lower[step].y;
+  }
+}
+
+// Screen scores of the strip with the rows first .. first + 15 of the other side.
+template <int DIM>
+__device__ __forceinline__ void screen_others(float (&scores)[2][4], const std::uint32_t (&a)[DIM / 16][4],
+                                              const UnitRows& others, int first, int count) {
+  uint2 b[2][DIM / 16];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int row = first + 8 * n + lane_of_warp() / 4;
+    load_half_row<DIM>(b[n], others, row, row < count);
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int step = 0; step < DIM / 16; ++step) multiply_add<__half>(scores[n], a[step], b[n][step].x, b[n][step].y);
+  }
+}
+
+// A warp's share of a strip: KEYS says whether its rows are keys. Alone with its strip, a warp computes what one queue
+// holds; beyond that it only counts (`overflow`), because then the strip is better divided among several.
+template <bool KEYS, int DIM, int COLUMNS, int SHARERS>
+struct BackwardStrip {
+  static constexpr int kOwnRows = kStripRows / SHARERS;
+  const Problem& p;
+  WarpPlan<DIM, COLUMNS, SHARERS>& plan;
+  int first;      // row of the strip in the sequence
+  int count;      // of its rows that exist; may be 0
+  int own_first;  // the warp's rows in the strip: own_first .. + kOwnRows - 1
+  int queued = 0, candidates = 0;
+  bool overflow = false;
+  unsigned touched = 0;  // own rows whose gradient x is not 0
+  double dbeta = 0.0, dlambda = 0.0;
+  StripSums<DIM> x;
+  StripSums<COLUMNS> v;
+
+  __device__ BackwardStrip(const Problem& problem, WarpPlan<DIM, COLUMNS, SHARERS>& warp_plan, int first_row, int rows,
+                           int sharer)
+      : p(problem),
+        plan(warp_plan),
+        first(first_row),
+        count(max(0, min(kStripRows, rows - first_row))),
+        own_first(sharer * kOwnRows) {
+    x.rows = plan.x;
+    v.rows = plan.v;
+    x.clear(kOwnRows);
+    if (KEYS) v.clear(kOwnRows);
+  }
+
+  __device__ int own_count() const { return max(0, min(kOwnRows, count - own_first)); }
+
+  // g and w a of the queued pairs.
+  __device__ __forceinline__ void weigh(const Operands& o) {
+    const auto query = [&](std::uint32_t entry) { return KEYS ? entry_other(entry) : first + entry_row(entry); };
+    const auto key = [&](std::uint32_t entry) { return KEYS ? first + entry_row(entry) : entry_other(entry); };
+#pragma unroll 1
+    for (int base = 0; base < queued; base += 32) {
+      const std::uint32_t* const entries = plan.entries + base;
+      const float s = pair_products<DIM, kPairsAtOnce>(
+          entries, queued - base, [&](std::uint32_t entry, int d, float4(&x)[2]) { o.q.load_unit(query(entry), d, x); },
+          [&](std::uint32_t entry, int d, float4(&x)[2]) { o.k.load_unit(key(entry), d, x); });
+      const float d_weight = pair_products<COLUMNS, kPairsAtOnce>(
+          entries, queued - base,
+          [&](std::uint32_t entry, int d, float4(&x)[2]) { o.d_output.load_raw(query(entry), d, x); },
+          [&](std::uint32_t entry, int d, float4(&x)[2]) { o.v.load_raw(key(entry), d, x); });
+      const int place = base + own_pair();
+      if (place >= queued) continue;
+      const double scale = __ldg(o.scale + query(plan.entries[place]));
+      const float r = excess(s, threshold_at(o.beta, scale));
+      float2 factors = make_float2(0.f, 0.f);
+      if (survives(r)) {
+        const float a = weight(r, p.power);
+        factors = make_float2(o.sign * d_weight * weight_derivative(r, p.power), o.sign * a);
+        if constexpr (!KEYS) {
+          dbeta = fma(scale, static_cast<double>(factors.x), dbeta);
+          dlambda = fma(static_cast<double>(a), static_cast<double>(d_weight), dlambda);
+        }
+      }
+      plan.factors[place] = factors;
+    }
+    __syncwarp();
+  }
+
+  // The lane's columns of the other side's unit row; a row with a NaN counts as 0, because its weight carries the NaN.
+  __device__ static __forceinline__ void load_unit(LaneColumns<DIM>& columns, const UnitRows& rows, int row) {
+    columns.load(rows.data + row * rows.row_stride, rows.dim);
+    const float high = __ldg(rows.high + row), low = __ldg(rows.low + row);
+#pragma unroll
+    for (int i = 0; i < columns.kCount; ++i) {
+      columns.x[i] = high != high ? 0.f : fmaf(columns.x[i], high, columns.x[i] * low);
+    }
+  }
+
+  // Adds the queued pairs' products to the sums, several pairs under way at a time. Works on copies, which stay in
+  // registers: this object itself lies in memory.
+  __device__ __forceinline__ void accumulate(const Operands& o) {
+    StripSums<DIM> x_sums = x;
+    StripSums<COLUMNS> v_sums = v;
+    const UnitRows others = KEYS ? o.q : o.k, d_output = o.d_output;
+    unsigned marks = 0;
+    const int pairs = queued;
+    const std::uint32_t* const entries = plan.entries;
+    const float2* const pair_factors = plan.factors;
+    constexpr int kAtOnce = 32 / (DIM / 32 + (KEYS ? COLUMNS / 32 : 0));
+#pragma unroll 1
+    for (int base = 0; base < pairs; base += kAtOnce) {
+      LaneColumns<DIM> units[kAtOnce];
+      LaneColumns<COLUMNS> rows[KEYS ? kAtOnce : 1];
+      float2 factors[kAtOnce];
+      std::uint32_t own[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        own[n] = entries[min(base + n, pairs - 1)];
+        factors[n] = base + n < pairs ? pair_factors[base + n] : make_float2(0.f, 0.f);
+        const int other = entry_other(own[n]);
+        if (factors[n].x != 0.f) load_unit(units[n], others, other);
+        if constexpr (KEYS) {
+          if (factors[n].y != 0.f) rows[n].load(d_output.data + other * d_output.row_stride, d_output.dim);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const auto row = static_cast<std::uint32_t>(entry_row(own[n]) % kOwnRows);
+        const std::uint32_t chain = row << 28 | static_cast<std::uint32_t>(entry_other(own[n]) / kStripRows);
+        if (factors[n].x != 0.f) {
+          x_sums.add(chain, factors[n].x, units[n]);
+          marks |= 1u << row;
+        }
+        if constexpr (KEYS) {
+          if (factors[n].y != 0.f) v_sums.add(chain, factors[n].y, rows[n]);
+        }
+      }
+    }
+    __syncwarp();
+    x = x_sums;
+    if constexpr (KEYS) v = v_sums;
+    touched |= marks;
+    queued = 0;
+  }
+
+  // Inlined where there is one call, so that this object stays in registers.
+  __device__ __forceinline__ void work_off(const Operands& o) {
+    if constexpr (SHARERS == 1) {
+      work_off_here(o);
+    } else {
+      work_off_apart(o);
+    }
+  }
+  __device__ __forceinline__ void work_off_here(const Operands& o) {
+    __syncwarp();
+    weigh(o);
+    accumulate(o);
+  }
+  __device__ __noinline__ void work_off_apart(const Operands& o) { work_off_here(o); }
+
+  // Screens 16 rows of the other side and queues the candidates. Thresholds of scores: of rows g and g + 8, or with
+  // KEYS of the tile's 16 columns.
+  __device__ __forceinline__ void screen(const Operands& o, const std::uint32_t (&a)[DIM / 16][4], int first_other,
+                                         const float2& own_thresholds, const float* column_thresholds) {
+    float scores[2][4] = {};
+    screen_others<DIM>(scores, a, KEYS ? o.q : o.k, first_other, KEYS ? o.query_length : o.key_length);
+    const int lane = lane_of_warp(), t = lane % 4;
+    std::uint32_t bits = 0;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float own = e < 2 ? own_thresholds.x : own_thresholds.y;
+        const float threshold = KEYS ? column_thresholds[8 * n + 2 * t + e % 2] : own;
+        if (!(scores[n][e] <= threshold)) bits |= 1u << (e / 2 * 16 + 8 * n + e % 2);
+      }
+    }
+    if (!__any_sync(kWholeWarp, bits != 0)) return;
+    bits = __shfl_sync(kWholeWarp, or_over_quad(bits << (2 * t)), lane % 8 * 4);
+    bits = lane < 8 ? bits & 0xffffu : lane < kStripRows ? bits >> 16 : 0u;
+    if constexpr (SHARERS > 1) {
+      if (lane < own_first || lane >= own_first + kOwnRows) bits = 0;
+    }
+    const int own = first + lane;
+    // Key j is seen by the rows i with j <= offset + i.
+    const std::uint32_t seen = KEYS ? ~low_bits(own - o.offset - first_other) & low_bits(o.query_length - first_other)
+                                    : low_bits(o.offset + own - first_other + 1);
+    queue(o, lane < count ? bits & seen : 0u, first_other);
+  }
+
+  __device__ __forceinline__ void queue(const Operands& o, std::uint32_t bits, int first_other) {
+    int total;
+    const int before = sum_before(__popc(bits), total);
+    candidates += total;
+    if (total == 0) return;
+    if constexpr (SHARERS > 1) {
+      if (queued + total > kQueue) work_off(o);
+    } else {
+      overflow = overflow || queued + total > kQueue;
+      if (overflow) return;
+    }
+    int place = queued + before;
+    while (bits != 0) {
+      const int bit = __ffs(static_cast<int>(bits)) - 1;
+      bits &= bits - 1;
+      plan.entries[place++] = pair_entry(lane_of_warp(), 0, first_other + bit);
+    }
+    queued += total;
+  }
+
+  // Undoes the L2 norm of the strip's rows and stores them (store_norm_backward in backward_tile.cuh says how).
+  __device__ void store_gradient(const UnitRows& rows, const Tensor& target, std::int64_t start) {
+    x.flush();
+#pragma unroll 1
+    for (int r = 0; r < own_count(); ++r) {
+      LaneColumns<DIM> result;
+#pragma unroll
+      for (int i = 0; i < result.kCount; ++i) result.x[i] = plan.x[r][LaneColumns<DIM>::first() + i];
+      const int row = first + own_first + r;
+      if ((touched >> r & 1u) != 0) undo_norm(rows, row, result);
+      result.store(static_cast<float*>(target.data) + start + row * target.row_stride, rows.dim);
+    }
+  }
+
+  __device__ __forceinline__ void undo_norm(const UnitRows& rows, int row, LaneColumns<DIM>& sums) const {
+    LaneColumns<DIM> raw;
+    raw.load(rows.data + row * rows.row_stride, rows.dim);
+    double square = 0.0, projection = 0.0;
+#pragma unroll
+    for (int i = 0; i < raw.kCount; ++i) {
+      square += static_cast<double>(raw.x[i]) * raw.x[i];
+      projection += static_cast<double>(raw.x[i]) * sums.x[i];
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      square += __shfl_xor_sync(kWholeWarp, square, step);
+      projection += __shfl_xor_sync(kWholeWarp, projection, step);
+    }
+    const float factor = rows.high[row];
+    const double inverse = factor < 1e12f ? 1.0 / sqrt(square) : static_cast<double>(factor);
+    const double along = factor < 1e12f ? projection / square : 0.0;
+#pragma unroll
+    for (int i = 0; i < raw.kCount; ++i) {
+      sums.x[i] = static_cast<float>((sums.x[i] - along * raw.x[i]) * inverse);
+    }
+  }
+};
+
+}  // namespace tda::cuda::portable
