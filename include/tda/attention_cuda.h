@@ -38,7 +38,8 @@ struct CudaAttentionOptions {
 TDA_PUBLIC bool attention_cuda_built();
 
 // Bytes of the survivor index and of scratch memory: functions of shapes and options only. The index holds one bit per
-// view and slice of 64 queries x 16 keys (layout: src/attention/cuda/common/survivor_index.h).
+// view and slice of 64 queries x 16 keys, and from 8,192 keys 64 bytes per view and row for 16-bit inputs with D = D_v
+// = 64 or 128 (layout: src/attention/cuda/common/survivor_index.h). Its address is a multiple of 64.
 TDA_PUBLIC std::size_t attention_cuda_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                                            const PackedDocuments* documents = nullptr);
 TDA_PUBLIC std::size_t attention_cuda_forward_workspace_bytes(const AttentionShape& shape,

@@ -72,3 +72,22 @@ def test_repeats_to_the_bit(views):
     for _ in range(20):
         for name, again in results(attend(ta, inputs), inputs, cotangent).items():
             assert torch.equal(first[name], again), name
+
+
+def test_rows_out_of_range_beside_rows_that_are_not():
+    inputs = cuda_inputs(1, query_length=256, key_length=256, dim=64, beta=0.7, dtype=torch.float16)
+    with torch.no_grad():
+        inputs["q1"][:, :, 5] *= 1e-4  # its norm is below what 16-bit products bear, and its tile nearly dead
+        inputs["q1"][:, :, 140] *= 500
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    output = attend(ta, inputs)
+    cotangent = cotangent_of(output)
+    ours = results(output, inputs, cotangent)
+    exact = results(attend(reference, wide), wide, cotangent.double())
+    for name in ("v", "k1", "beta"):
+        scale = exact[name].abs().max()
+        assert (ours[name].double() - exact[name]).abs().max() <= 2e-2 * scale, name
+    rows = torch.arange(256, device="cuda") != 5  # that row's gradient is ten thousand times the others'
+    scale = exact["q1"][:, :, rows].abs().max()
+    assert (ours["q1"].double() - exact["q1"])[:, :, rows].abs().max() <= 2e-2 * scale

@@ -92,3 +92,16 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_the_other_kernels(monkeyp
     monkeypatch.setenv("TDA_SM90_LISTS", "off")
     for name, expected in results(attend(ta, inputs), inputs, cotangent).items():
         torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=2e-2, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_key_that_very_many_rows_attend_to(views):
+    options = dict(batch=1, query_heads=4, key_heads=2, query_length=3000, key_length=8192, dim=64)
+    inputs = sparse_inputs(views, **options, dtype=torch.bfloat16, sink=True)
+    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    output = attend(ta, inputs)
+    cotangent = cotangent_of(output)
+    ours = results(output, inputs, cotangent)
+    exact = results(attend(reference, wide), wide, cotangent.double())
+    twin = results(naive(inputs, 2.0), inputs, cotangent)
+    assert_rule(ours, twin, exact, torch.bfloat16, parameter_errors(inputs, wide, 2.0, cotangent))

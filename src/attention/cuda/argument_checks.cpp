@@ -112,4 +112,9 @@ Status check_workspace(const void* workspace, std::size_t bytes, std::size_t nee
   return {};
 }
 
+Status check_index(const void* index) {
+  if (reinterpret_cast<std::uintptr_t>(index) % 64 == 0) return {};
+  return failure("survivor_index", index, "an address that is a multiple of 64");
+}
+
 }  // namespace tda::cuda

@@ -10,6 +10,7 @@ Status check_call(const AttentionShape& shape, const AttentionOptions& options, 
                   const PackedDocuments* documents);
 Status check_outputs(const AttentionShape& shape, const ForwardOutputs& outputs);
 Status check_workspace(const void* workspace, std::size_t bytes, std::size_t needed);
+Status check_index(const void* index);  // null is fine here
 
 // True if no output element depends on any input.
 bool is_empty(const AttentionShape& shape);

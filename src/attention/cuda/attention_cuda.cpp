@@ -56,6 +56,7 @@ Status attention_cuda_forward(const AttentionShape& shape, const AttentionOption
                               const PackedDocuments* documents) {
   if (Status s = cuda::check_call(shape, options, inputs, documents); !s.ok()) return s;
   if (Status s = cuda::check_outputs(shape, outputs); !s.ok()) return s;
+  if (Status s = cuda::check_index(outputs.survivor_index); !s.ok()) return s;
   if (cuda::is_empty(shape) || shape.query_length == 0) return {};
   const std::size_t needed = attention_cuda_forward_workspace_bytes(shape, options, documents);
   if (Status s = cuda::check_workspace(workspace, workspace_bytes, needed); !s.ok()) return s;
@@ -82,6 +83,7 @@ Status attention_cuda_backward(const AttentionShape& shape, const AttentionOptio
   if (!survivor_index && shape.query_length > 0) {
     return {"survivor_index is null, expected what attention_cuda_forward wrote"};
   }
+  if (Status s = cuda::check_index(survivor_index); !s.ok()) return s;
   const std::size_t needed = attention_cuda_backward_workspace_bytes(shape, options, documents);
   if (Status s = cuda::check_workspace(workspace, workspace_bytes, needed); !s.ok()) return s;
   int capability = 0;

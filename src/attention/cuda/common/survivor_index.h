@@ -69,7 +69,11 @@ struct SurvivorLists {
 inline bool has_survivor_lists(const AttentionShape& shape, const AttentionOptions& options,
                                const PackedDocuments* documents) {
   const bool half = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
-  return half && documents == nullptr && shape.key_length >= kListedKeys &&
+  // Entries of a key head are counted in 32 bits.
+  const bool countable =
+      shape.key_heads > 0 && options.views * (shape.query_heads / shape.key_heads) * shape.query_length <=
+                                 std::int64_t{0xffffffff} / kListKeys;
+  return half && countable && documents == nullptr && shape.key_length >= kListedKeys &&
          (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim;
 }
 

@@ -49,7 +49,7 @@ struct DenseRule {
 // listed if all its query heads are, in all views.
 struct PairPlan {
   const std::uint32_t*
-      complete;  // of the forward; null: there are no lists, or operands cannot be read 16 bytes at a time
+      complete;  // of the forward; null: there are no lists, or rows cannot be read and written 16 bytes at a time
   const std::uint32_t* lists;
   std::uint8_t* live;  // (views, query heads, row tiles of all sequences): a row tile of a listed head has a survivor
   std::uint32_t* key_count;  // (key heads, batch, key_length): pairs of a key; 0 before the plan
@@ -57,7 +57,10 @@ struct PairPlan {
   // (key heads, batch, entries_per_head): (view * group + query head of the group) * query_length + row
   std::uint32_t* entries;
   std::int64_t entries_per_head;
+  std::uint32_t* long_count;  // keys with more than kLongRun pairs; 0 before the plan
+  std::int64_t* long_keys;    // (key head * batch size + batch) * key_length + key
 };
+constexpr std::uint32_t kLongRun = 1024;
 
 struct BackwardPlan {
   // The survivor index read down its columns: for (view, query head) and each slice of 16 keys, a bit per row tile.

@@ -137,6 +137,10 @@ __device__ __forceinline__ void run_row_task(const Problem& p, const BackwardArg
   }
   fetch(next, 0);
   commit_copies();
+  if (next.count == 0) {  // nothing below would wait for q
+    wait_for_copies<0>();
+    __syncthreads();
+  }
 
   LaneRows rows;
 #pragma unroll

@@ -73,8 +73,10 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
     const std::int64_t all_keys = s.key_heads * s.batch * s.key_length;
     pairs.entries_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kListKeys;
     pairs.key_count = arena.take<std::uint32_t>(all_keys);
+    pairs.long_count = arena.take<std::uint32_t>(1);
     pairs.key_end = arena.take<std::uint32_t>(all_keys);
     pairs.entries = arena.take<std::uint32_t>(s.key_heads * s.batch * pairs.entries_per_head);
+    pairs.long_keys = arena.take<std::int64_t>(s.key_heads * s.batch * (pairs.entries_per_head / kLongRun));
     pairs.live = arena.take<std::uint8_t>(views * s.query_heads * index.row_tiles);
   }
   placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
@@ -355,7 +357,7 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
     const bool lists = has_survivor_lists(call.shape, call.options, call.documents);
     place_plan(call.shape, call.options.views, p.index, call.documents, lists, arena, &plan);
     if (dense) plan.dense_rule = dense->rule;
-    if (lists && rows_are_wide(p, a)) {
+    if (lists && p.longest_query > 0 && rows_are_wide(p, a)) {
       const SurvivorLists from =
           survivor_lists(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);
       plan.pairs.complete = from.complete;

@@ -1,7 +1,8 @@
 // Turns the lists of a listed key head by key: ends of the keys' runs by a prefix sum over their numbers of pairs, then
 // every pair into the run of its key. Which place inside a run is left to chance; keys.cu sorts.
 //
-// One block of 1,024 threads a key head. Cost: the numbers of all keys and the lists of all live rows are read once.
+// One block of 1,024 threads a key head and batch element. Cost: the numbers of all keys and the lists of all live rows
+// are read once.
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
 #include "attention/cuda/portable/pairs/pairs.h"
@@ -51,8 +52,12 @@ __global__ void __launch_bounds__(kEntryThreads)
   for (int first = 0; first < keys; first += kEntryThreads) {
     const int key = first + static_cast<int>(threadIdx.x);
     std::uint32_t total;
-    const std::uint32_t before = sum_before(key < keys ? count[key] : 0u, scratch, total);
+    const std::uint32_t own = key < keys ? count[key] : 0u;
+    const std::uint32_t before = sum_before(own, scratch, total);
     if (key < keys) end[key] = base + before;
+    if (own > kLongRun) {
+      plan.pairs.long_keys[atomicAdd(plan.pairs.long_count, 1u)] = head_of_all * p.shape.key_length + key;
+    }
     base += total;
   }
   __syncthreads();
@@ -81,9 +86,9 @@ __global__ void __launch_bounds__(kEntryThreads)
         for (int i = 0; i < kEntryRows; ++i) {
           const int row = first + i * kEntryThreads;
           const std::uint32_t* const list = lists + static_cast<std::int64_t>(row) * kListWords;
-          const int count = static_cast<int>(i == 0 ? own[0] : i == 1 ? own[1] : i == 2 ? own[2] : own[3]);
-          for (int n = 1; n <= count; ++n) {
-            entries[atomicAdd(&end[list[n]], 1u)] = first_entry + static_cast<std::uint32_t>(row);
+          const int listed = static_cast<int>(i == 0 ? own[0] : i == 1 ? own[1] : i == 2 ? own[2] : own[3]);
+          for (int place = 1; place <= listed; ++place) {
+            entries[atomicAdd(&end[list[place]], 1u)] = first_entry + static_cast<std::uint32_t>(row);
           }
         }
       }

@@ -15,7 +15,7 @@ namespace tda::cuda::sm90 {
 
 // The tiles of one query head that hold a survivor among the block's 128 keys. `first_slice` counts slices of all
 // sequences (portable::BackwardPlan).
-template <int kHeadDim, bool kSquare>
+template <int kHeadDim>
 __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamProducer<kHeadDim>& producer,
                                              const portable::Sequence& s, const StreamPart& part, int head,
                                              std::int64_t first_slice) {
@@ -60,7 +60,7 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
   }
 }
 
-template <int kHeadDim, bool kSquare>
+template <int kHeadDim>
 __device__ __forceinline__ void produce_queries(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   const portable::Problem& p = a.problem;
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
@@ -78,7 +78,7 @@ __device__ __forceinline__ void produce_queries(const BackwardArguments& a, cons
       producer.begin_part(part, a.key[view], a.value);
 #pragma unroll 1
       for (int n = 0; n < group; ++n) {
-        produce_head<kHeadDim, kSquare>(a, producer, s, part, key_head * group + n, first_slice);
+        produce_head<kHeadDim>(a, producer, s, part, key_head * group + n, first_slice);
       }
       producer.end_part();
     }
@@ -346,7 +346,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   memory.init_barriers();
   if (threadIdx.x >= 256) {
     shrink_registers<kHeadDim == 64 ? 40 : 24>();
-    produce_queries<kHeadDim, kSquare>(a, memory);
+    produce_queries<kHeadDim>(a, memory);
   } else {
     grow_registers<kHeadDim == 64 ? 232 : 240>();
     consume_queries<Element, kHeadDim, kSquare>(a, memory);

@@ -14,7 +14,7 @@
 
 namespace tda::cuda::sm90 {
 
-template <int kHeadDim, bool kSquare>
+template <int kHeadDim>
 __device__ __forceinline__ void produce_keys(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   const portable::Problem& p = a.problem;
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -226,7 +226,8 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
   std::uint32_t queries, d_output;
   int first_position;
   float gradient_factor;
-  bool unfit;
+  bool rows_unfit;  // an own row is not fit for 16-bit products
+  bool unfit;       // and met a tile, or a key of a tile is not
   float dq[kHeadDim / 2];
   std::uint32_t g[4][4];
 
@@ -241,8 +242,8 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
     d_output = memory.resident(slot, 1, warpgroup);
     gradient_factor = portable::view_weight(a.problem, part.view, part.head) * kDerivativeFactor<kSquare> *
                       portable::kWeightScale<kHeadDim>;
-    unfit = false;
-    rows = row_state<kHeadDim>(a, part, first_row, unfit);
+    unfit = rows_unfit = false;
+    rows = row_state<kHeadDim>(a, part, first_row, rows_unfit);
     sums = {};
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) dq[i] = 0.0f;
@@ -258,7 +259,7 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
 
   // Scores and dP of a tile are there: dQ's product is issued.
   __device__ __forceinline__ void convert(const StreamTile& tile, int stage, float (&t)[32], float (&d)[32]) {
-    unfit |= tile.unfit;
+    unfit |= tile.unfit || rows_unfit;
     float factor[16];
     rectify_rows(t, memory.tail.key_factor[stage], rows, tile, first_position, factor);
 #pragma unroll
@@ -328,7 +329,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1) backward_query_dense(const 
   memory.init_barriers();
   if (threadIdx.x >= 256) {
     shrink_registers<40>();
-    produce_keys<kHeadDim, kSquare>(a, memory);
+    produce_keys<kHeadDim>(a, memory);
   } else {
     grow_registers<232>();
     consume_keys<Element, kHeadDim, kSquare>(a, memory);

@@ -243,6 +243,7 @@ struct StreamConsumer {
     stages.advance();
     const StreamTile tile = memory.tail.tile[stage];
     live = tile.first >= 0 && (tile.live >> warpgroup & 1) != 0;
+    __syncwarp();  // all lanes have read the tile
     if (!live) release(stage);
     return tile;
   }
