@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "attention/cuda/common/shared_address.cuh"
 #include <type_traits>
+#include "attention/cuda/common/shared_address.cuh"
 
 namespace tda::cuda {
 

@@ -79,12 +79,12 @@ __device__ __forceinline__ std::uint64_t mn_major_descriptor(std::uint32_t addre
 
 // A product that does not accumulate must not depend on what the registers held: ptxas would otherwise wait for whoever
 // wrote them.
-#define TDA_WGMMA_64_REGISTERS(type, data)                                              \
+#define TDA_WGMMA_64_REGISTERS(type, data)                                        \
   asm volatile(                                                                   \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"                                \
       "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " TDA_LIST_64 \
       ", {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"                           \
-        : TDA_32(data, d, 0)                                                               \
+      : TDA_32(data, d, 0)                                                        \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0), "n"(kTransposedB ? 1 : 0))
 
 #define TDA_WGMMA_64_SHARED(type, data)                                                                             \

@@ -243,8 +243,10 @@ struct StreamConsumer {
     stages.advance();
     const StreamTile tile = memory.tail.tile[stage];
     live = tile.first >= 0 && (tile.live >> warpgroup & 1) != 0;
-    __syncwarp();  // all lanes have read the tile
-    if (!live) release(stage);
+    if (!live) {
+      __syncwarp();  // all lanes have read the tile
+      release(stage);
+    }
     return tile;
   }
 };
