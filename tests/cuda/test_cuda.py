@@ -90,6 +90,20 @@ def assert_rule(ours, naive_result, exact, dtype, parameter_error) -> None:
         assert error <= allowed, f"{name} ({dtype}): off by {error:.3e}, allowed {allowed:.3e}"
 
 
+def cotangent_of(output: torch.Tensor) -> torch.Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype).cuda()
+
+
+def assert_gradients_keep_the_rule(inputs: dict[str, torch.Tensor], power: float) -> None:
+    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    output = attend(ta, inputs, power=power)
+    cotangent = cotangent_of(output)
+    ours = results(output, inputs, cotangent)
+    exact = results(attend(reference, wide, power=power), wide, cotangent.double())
+    twin = results(naive(inputs, power), inputs, cotangent)
+    assert_rule(ours, twin, exact, output.dtype, parameter_errors(inputs, wide, power, cotangent))
+
+
 SHAPES = [
     dict(batch=2, query_heads=3, key_heads=3, query_length=512, key_length=512, dim=64),
     dict(batch=1, query_heads=4, key_heads=2, query_length=300, key_length=1025, dim=64),
@@ -107,13 +121,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_values_and_gradients_keep_the_rule(shape, views, dtype, beta, power):
     inputs = cuda_inputs(views, **SHAPES[shape], beta=beta, dtype=dtype, requires_grad=True, seed=shape)
-    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    output = attend(ta, inputs, power=power)
-    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(dtype).cuda()
-    ours = results(output, inputs, cotangent)
-    exact = results(attend(reference, wide, power=power), wide, cotangent.double())
-    twin = results(naive(inputs, power), inputs, cotangent)
-    assert_rule(ours, twin, exact, dtype, parameter_errors(inputs, wide, power, cotangent))
+    assert_gradients_keep_the_rule(inputs, power)
 
 
 @pytest.mark.parametrize("views", [1, 2])

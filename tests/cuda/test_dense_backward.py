@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cuda import assert_rule, attend, cuda_inputs, naive, parameter_errors, results
+from test_cuda import assert_gradients_keep_the_rule, attend, cotangent_of, cuda_inputs, results
 
 import threshold_attention as ta
 from threshold_attention import reference
@@ -26,10 +26,6 @@ def dense_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TDA_SM90_DENSE_BACKWARD", "always")
 
 
-def cotangent_of(output: torch.Tensor) -> torch.Tensor:
-    return torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype).cuda()
-
-
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(("power", "beta"), [(2.0, 0.0), (2.0, 0.7), (2.0, -0.3), (1.5, 0.3), (3.0, 0.3)])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,13 +33,7 @@ def cotangent_of(output: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_gradients_keep_the_rule(shape, views, dtype, power, beta, dim):
     inputs = cuda_inputs(views, **SHAPES[shape], dim=dim, beta=beta, dtype=dtype, requires_grad=True, seed=shape)
-    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    output = attend(ta, inputs, power=power)
-    cotangent = cotangent_of(output)
-    ours = results(output, inputs, cotangent)
-    exact = results(attend(reference, wide, power=power), wide, cotangent.double())
-    twin = results(naive(inputs, power), inputs, cotangent)
-    assert_rule(ours, twin, exact, dtype, parameter_errors(inputs, wide, power, cotangent))
+    assert_gradients_keep_the_rule(inputs, power)
 
 
 @pytest.mark.parametrize("place", ["q1", "k1", "v", "cotangent"])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_cuda import assert_rule, attend, cuda_inputs, naive, parameter_errors, results
+from test_cuda import assert_gradients_keep_the_rule, attend, cotangent_of, cuda_inputs, results
 
 import threshold_attention as ta
-from threshold_attention import reference
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="no Hopper GPU"
@@ -31,10 +30,6 @@ def sparse_inputs(views: int, *, sink: bool = False, **options) -> dict[str, tor
     return {name: x.requires_grad_() for name, x in inputs.items()}
 
 
-def cotangent_of(output: torch.Tensor) -> torch.Tensor:
-    return torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype).cuda()
-
-
 def gradients(inputs: dict[str, torch.Tensor], **options) -> dict[str, torch.Tensor]:
     output = attend(ta, inputs, **options)
     return results(output, inputs, cotangent_of(output))
@@ -48,13 +43,7 @@ def gradients(inputs: dict[str, torch.Tensor], **options) -> dict[str, torch.Ten
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_gradients_keep_the_rule(shape, views, dtype, power, dim, sink):
     inputs = sparse_inputs(views, **SHAPES[shape], dim=dim, dtype=dtype, seed=shape, sink=sink)
-    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    output = attend(ta, inputs, power=power)
-    cotangent = cotangent_of(output)
-    ours = results(output, inputs, cotangent)
-    exact = results(attend(reference, wide, power=power), wide, cotangent.double())
-    twin = results(naive(inputs, power), inputs, cotangent)
-    assert_rule(ours, twin, exact, dtype, parameter_errors(inputs, wide, power, cotangent))
+    assert_gradients_keep_the_rule(inputs, power)
 
 
 @pytest.mark.parametrize("sink", [False, True])
@@ -98,10 +87,4 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_the_other_kernels(monkeyp
 def test_a_key_that_very_many_rows_attend_to(views):
     options = dict(batch=1, query_heads=4, key_heads=2, query_length=3000, key_length=8192, dim=64)
     inputs = sparse_inputs(views, **options, dtype=torch.bfloat16, sink=True)
-    wide = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
-    output = attend(ta, inputs)
-    cotangent = cotangent_of(output)
-    ours = results(output, inputs, cotangent)
-    exact = results(attend(reference, wide), wide, cotangent.double())
-    twin = results(naive(inputs, 2.0), inputs, cotangent)
-    assert_rule(ours, twin, exact, torch.bfloat16, parameter_errors(inputs, wide, 2.0, cotangent))
+    assert_gradients_keep_the_rule(inputs, 2.0)

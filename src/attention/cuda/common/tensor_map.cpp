@@ -37,6 +37,21 @@ bool stride_is_usable(std::int64_t extent, std::int64_t stride, int element_byte
 
 }  // namespace
 
+TileSource tile_source(const ConstTensor& tensor, const AttentionShape& shape, std::int64_t length,
+                       std::int64_t heads) {
+  return {.data = tensor.data,
+          .element_bytes = 2,
+          .elements = shape.head_dim,
+          .rows = length,
+          .heads = heads,
+          .batch = shape.batch,
+          .row_stride = tensor.row_stride,
+          .head_stride = tensor.head_stride,
+          .batch_stride = tensor.batch_stride,
+          .box_elements = 64,
+          .box_rows = 64};
+}
+
 bool tile_source_is_aligned(const TileSource& source) {
   return reinterpret_cast<std::uintptr_t>(source.data) % kAlignment == 0 &&
          stride_is_usable(source.rows, source.row_stride, source.element_bytes) &&

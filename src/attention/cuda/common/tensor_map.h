@@ -19,6 +19,9 @@ struct TileSource {
   int box_elements = 0, box_rows = 0;
 };
 
+// Tiles of 64 elements x 64 rows of q, k, v or what has their shape, of a 16-bit type.
+TileSource tile_source(const ConstTensor& tensor, const AttentionShape& shape, std::int64_t length, std::int64_t heads);
+
 // Whether the copy engine can read it: base and strides of dimensions longer than 1 are positive multiples of 16 bytes.
 bool tile_source_is_aligned(const TileSource& source);
 

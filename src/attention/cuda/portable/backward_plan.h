@@ -13,8 +13,8 @@ struct Problem;
 struct BackwardArguments;
 
 // A row task is 64 query rows of one view and query head (dq), a column task 16 keys of one key head (dk of every view
-// and dv). Tasks without a survivor are not listed: the plan has written their zeros, except beside a survivor in a dense
-// task and in listed heads (PairPlan), whose kernels write them.
+// and dv). Tasks without a survivor are not listed: the plan has written their zeros, except beside a survivor in a
+// dense task and in listed heads (PairPlan), whose kernels write them.
 struct BackwardTask {
   std::uint32_t sequence, head, tile;  // row tile, or slice of 16 keys
   std::uint32_t view;                  // of a row task

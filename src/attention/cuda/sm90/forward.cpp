@@ -60,21 +60,6 @@ Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& op
   return w;
 }
 
-TileSource tile_source(const ConstTensor& tensor, const AttentionShape& shape, std::int64_t length,
-                       std::int64_t heads) {
-  return {.data = tensor.data,
-          .element_bytes = 2,
-          .elements = shape.head_dim,
-          .rows = length,
-          .heads = heads,
-          .batch = shape.batch,
-          .row_stride = tensor.row_stride,
-          .head_stride = tensor.head_stride,
-          .batch_stride = tensor.batch_stride,
-          .box_elements = 64,
-          .box_rows = kRowTile};
-}
-
 // Testing aid, read at each call: TDA_SM90_SCREEN=off computes every visible pair exactly; TDA_SM90_DENSE=off keeps the
 // dense kernel out; the outputs are the same bits. TDA_SM90_LISTS=off marks the survivors' lists as incomplete, so that
 // the backward does without.

@@ -20,23 +20,6 @@ extern template Status launch_backward<__half, 128>(const BackwardArguments&, in
 
 namespace {
 
-constexpr int kTileRows = 64;
-
-TileSource tile_source(const ConstTensor& tensor, const AttentionShape& shape, std::int64_t length,
-                       std::int64_t heads) {
-  return {.data = tensor.data,
-          .element_bytes = 2,
-          .elements = shape.head_dim,
-          .rows = length,
-          .heads = heads,
-          .batch = shape.batch,
-          .row_stride = tensor.row_stride,
-          .head_stride = tensor.head_stride,
-          .batch_stride = tensor.batch_stride,
-          .box_elements = 64,
-          .box_rows = kTileRows};
-}
-
 TileSource query_source(const ConstTensor& tensor, const AttentionShape& shape) {
   return tile_source(tensor, shape, shape.query_length, shape.query_heads);
 }
