@@ -90,7 +90,7 @@ Status attention_cuda_backward(const AttentionShape& shape, const AttentionOptio
   if (Status s = current_compute_capability(capability); !s.ok()) return s;
   const cuda::BackwardCall call{shape,   options,   inputs,    d_output, survivor_index,
                                 outputs, documents, workspace, stream};
-  std::optional<cuda::portable::DenseBackward> dense;
+  cuda::portable::DenseBackward dense = nullptr;
 #if TDA_CUDA_SM90
   if (choice.kernels == CudaKernels::kAutomatic) dense = cuda::sm90::dense_backward(call, capability);
 #endif

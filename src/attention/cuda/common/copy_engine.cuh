@@ -18,6 +18,19 @@ __device__ __forceinline__ void copy_tile(std::uint32_t destination, const CUten
       : "memory");
 }
 
+// The way back: a tile from shared memory to global memory. Parts beyond the tensor are left out. The thread waits with
+// wait_for_stores() before it ends, and before the shared memory changes.
+__device__ __forceinline__ void store_tile(std::uint32_t source, const CUtensorMap& map, int element, int row, int head,
+                                           int batch) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+               "r"(source), "r"(element), "r"(row), "r"(head), "r"(batch)
+               : "memory");
+}
+
+__device__ __forceinline__ void wait_for_stores() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 // `bytes` (a multiple of 16) consecutive bytes; both addresses aligned to 16.
 __device__ __forceinline__ void copy_bytes(std::uint32_t destination, const void* source, std::uint32_t bytes,
                                            std::uint32_t barrier) {

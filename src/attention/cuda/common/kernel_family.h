@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstddef>
-#include <optional>
 
 #include "attention/cuda/common/attention_call.h"
 #include "attention/cuda/portable/backward_plan.h"
@@ -18,8 +17,8 @@ bool forward_supports(const ForwardCall& call, int compute_capability);
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments* documents);
 Status forward(const ForwardCall& call);
-// What takes the dense tasks of the portable backward's plan, if this family can in this call.
-std::optional<portable::DenseBackward> dense_backward(const BackwardCall& call, int compute_capability);
+// What takes the tasks of the portable backward's plan in this family's stead, or null when it cannot in this call.
+portable::DenseBackward dense_backward(const BackwardCall& call, int compute_capability);
 }  // namespace sm90
 
 namespace portable {
@@ -28,8 +27,8 @@ std::size_t forward_workspace_bytes(const AttentionShape& shape, const Attention
 Status forward(const ForwardCall& call);
 std::size_t backward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                      const PackedDocuments* documents);
-// `dense`: kernels of another family for the dense tasks of 16-bit inputs, if there are any.
-Status backward(const BackwardCall& call, const std::optional<DenseBackward>& dense);
+// `dense`: kernels of another family for the tasks of 16-bit inputs, or null.
+Status backward(const BackwardCall& call, DenseBackward dense);
 }  // namespace portable
 
 }  // namespace tda::cuda

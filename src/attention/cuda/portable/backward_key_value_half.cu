@@ -323,20 +323,24 @@ constexpr int kBlocksPerProcessor = DIM == 64 ? 3 : 2;
 template <class T, int DIM, bool SQUARE>
 __global__ void __launch_bounds__(kHalfThreads, kBlocksPerProcessor<DIM>)
     backward_key_value_half_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
-                                   const __grid_constant__ BackwardPlan plan) {
+                                   const __grid_constant__ BackwardPlan plan, KernelOrder order) {
+  begin_kernel(order);
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<ColumnTaskPlan<T, DIM>*>(shared_bytes);
   claim_tasks<kHalfThreads / 32>(plan.column_tasks, [&](const BackwardTask& task, bool by_block) {
     run_column_task<T, DIM, SQUARE>(p, a, plan, task, by_block, shared);
   });
+  end_kernel(order);
 }
 
 template <class T, int DIM, bool SQUARE>
 cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                             cudaStream_t stream) {
-  return launch_staying(backward_key_value_half_kernel<T, DIM, SQUARE>, kHalfThreads, kBlocksPerProcessor<DIM>,
-                        static_cast<int>(sizeof(ColumnTaskPlan<T, DIM>)), plan.column_tasks.capacity, stream, p, a,
-                        plan);
+  // Behind the kernel of the rows, of which this one needs nothing.
+  const KernelOrder order = p.longest_query > 0 ? KernelOrder::kBesidePrevious : KernelOrder::kAfterPrevious;
+  return launch_staying(backward_key_value_half_kernel<T, DIM, SQUARE>, kHalfThreads,
+                        plan.dense ? 1 : kBlocksPerProcessor<DIM>, static_cast<int>(sizeof(ColumnTaskPlan<T, DIM>)),
+                        plan.column_tasks.capacity, stream, p, a, plan, order);
 }
 
 }  // namespace

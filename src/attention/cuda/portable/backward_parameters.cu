@@ -1,4 +1,5 @@
 // dbeta and dlambda: one block a query head adds the shares of its row tiles in a fixed order, in double.
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/portable/device_problem.cuh"
 #include "attention/cuda/portable/kernels.h"
 
@@ -24,6 +25,7 @@ __device__ double sum_parts(const double* parts, std::int64_t count, double* scr
 
 __global__ void __launch_bounds__(kThreads)
     backward_parameters_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a) {
+  begin_kernel(KernelOrder::kAfterPrevious);
   __shared__ double scratch[kThreads];
   const std::int64_t head = blockIdx.x, tiles = p.index.row_tiles;
   if (a.dbeta_parts) {
@@ -44,8 +46,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 cudaError_t launch_backward_parameters(const Problem& p, const BackwardArguments& a, cudaStream_t stream) {
-  backward_parameters_kernel<<<static_cast<unsigned>(p.shape.query_heads), kThreads, 0, stream>>>(p, a);
-  return cudaGetLastError();
+  const Launch launch{.blocks = static_cast<unsigned>(p.shape.query_heads), .threads = kThreads, .overlaps = true};
+  return launch_kernel(backward_parameters_kernel, launch, stream, p, a);
 }
 
 }  // namespace tda::cuda::portable

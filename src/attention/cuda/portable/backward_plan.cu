@@ -5,6 +5,7 @@
 // keys (one word of the index) of one key head; warps read the words of 32 row tiles at a time and turn them by
 // ballots into one word of each of the 32 slices. Then a warp takes a slice: factors and a task, or zeros to dk and dv.
 // Cost: the index once, Q and K where something survives, zeros where nothing does: bound by memory.
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
 #include "attention/cuda/portable/task_claims.cuh"
@@ -94,8 +95,8 @@ __device__ void write_factors(const Problem& p, const HalfRows& rows, int first,
   }
 }
 
-// The buckets of dense tasks tell weights apart up to 1,024 tiles.
-__device__ int dense_weight(int tiles) { return max(1, tiles / 8); }
+// The buckets of dense tasks tell weights apart up to 256 tiles.
+__device__ int dense_weight(int tiles) { return max(1, tiles / 2); }
 
 // What two neighbouring row tiles hold: live slices of each, and tiles of 64 keys in which either has one.
 struct RowPair {
@@ -140,30 +141,31 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
   const int live = pair.live[tile & 1];
   const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
   const bool listed = is_listed(p, plan.pairs, key_head, task.sequence);
-  const bool dense = !listed && plan.dense_rule.takes(pair.tiles, pair.live[0] + pair.live[1]);
+  const bool dense = !listed && plan.dense;
   if (listed) {
     if (static_cast<int>(threadIdx.x) % 32 == 0) {
       plan.pairs.live[(view * p.shape.query_heads + head) * p.index.row_tiles + s.first_row_tile + tile] = live != 0;
     }
     if (live != 0) return;
   }
-  if (live == 0 && !dense) {
+  const bool leads = static_cast<int>(threadIdx.x) % 32 == 0;
+  // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.
+  const bool wanted = a.outputs.dq[view].data || a.dbeta_parts || (view == 1 && a.dlambda_parts);
+  const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
+                           static_cast<std::uint32_t>(dense ? tile / 2 : tile), static_cast<std::uint32_t>(view)};
+  if (dense) {
+    if (leads && wanted && tile % 2 == 0) {
+      list_task(pair.tiles == 0 ? plan.empty_row_blocks : plan.dense_row_tasks, dense_weight(pair.tiles), false, entry);
+    }
+    if (pair.tiles == 0) return;
+  } else if (live == 0) {
     const Tensor& dq = a.outputs.dq[view];
     write_zeros<T, kSliceRows>(dq, row_offset(dq, s.batch, head, s.first_query), first_row, s.query_length,
                                static_cast<int>(p.shape.head_dim), a.wide_dq[view]);
     return;
   }
   write_factors<T, kSliceRows>(p, half_queries(p, s, view, head), first_row, query_factors(p, s, view, head));
-  // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.
-  const bool wanted = a.outputs.dq[view].data || a.dbeta_parts || (view == 1 && a.dlambda_parts);
-  if (static_cast<int>(threadIdx.x) % 32 != 0 || !wanted || (dense && tile % 2 != 0)) return;
-  const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(head),
-                           static_cast<std::uint32_t>(dense ? tile / 2 : tile), static_cast<std::uint32_t>(view)};
-  if (dense) {
-    list_task(plan.dense_row_tasks, dense_weight(pair.tiles), false, entry);
-  } else {
-    list_task(plan.row_tasks, live, false, entry);
-  }
+  if (leads && wanted && !dense) list_task(plan.row_tasks, live, false, entry);
 }
 
 constexpr int kSlicesPerBlock = 8;  // of a dense column task
@@ -208,6 +210,27 @@ __device__ void turn_columns(const Problem& p, const BackwardArguments& a, const
   if (together > 0 && lane % kSlicesPerBlock == 0) atomicAdd(&tiles[lane / kSlicesPerBlock], together);
 }
 
+// Lists the dense column tasks of one word column; each warp provides the factors of 64 keys.
+template <class T>
+__device__ void list_dense_columns(const Problem& p, const BackwardPlan& plan, const Sequence& s, const BlockTask& task,
+                                   bool wanted, const int (&tiles)[kBlocksPerWord]) {
+  constexpr int kWarpKeys = kKeysPerWord / kPlanWarps, kBlockKeys = kSlicesPerBlock * kSliceKeys;
+  const int key_in_word = static_cast<int>(threadIdx.x) / 32 * kWarpKeys;
+  const int first_key = static_cast<int>(task.tile) * kKeysPerWord + key_in_word;
+  if (first_key >= s.key_length) return;
+  const int block_tiles = tiles[key_in_word / kBlockKeys];
+  if (threadIdx.x % 32 == 0 && wanted && first_key % kBlockKeys == 0) {
+    const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(task.head),
+                             static_cast<std::uint32_t>(first_key / kBlockKeys), 0};
+    list_task(block_tiles == 0 ? plan.empty_column_blocks : plan.dense_column_tasks, dense_weight(block_tiles), false,
+              entry);
+  }
+  if (block_tiles == 0) return;
+  for (int view = 0; view < p.views; ++view) {
+    write_factors<T, kWarpKeys>(p, half_keys(p, s, view, task.head), first_key, key_factors(p, s, view, task.head));
+  }
+}
+
 template <class T>
 __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                              const BlockTask& task) {
@@ -223,15 +246,14 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
   turn_columns(p, a, plan, s, first_slice, key_head, word, count, tiles);
   __syncthreads();
   const bool wanted = a.outputs.dk[0].data || a.outputs.dk[1].data || a.outputs.dv.data;
-  int block_count = count[threadIdx.x % kSlicesPerWord];  // of the eight slices around this lane's
-#pragma unroll
-  for (int step = 1; step < kSlicesPerBlock; step *= 2) block_count += __shfl_xor_sync(0xffffffffu, block_count, step);
+  if (plan.dense) {
+    list_dense_columns<T>(p, plan, s, task, wanted, tiles);
+    return;
+  }
   for (int b = static_cast<int>(threadIdx.x) / 32; b < kSlicesPerWord; b += kPlanWarps) {
     const int slice = word * kSlicesPerWord + b, first_key = slice * kSliceKeys;
     if (first_key >= s.key_length) break;
-    const int block_tiles = tiles[b / kSlicesPerBlock];
-    const bool dense = plan.dense_rule.takes(block_tiles, __shfl_sync(0xffffffffu, block_count, b));
-    if (count[b] == 0 && !dense) {
+    if (count[b] == 0) {
       for (int view = 0; view < p.views; ++view) {
         const Tensor& dk = a.outputs.dk[view];
         write_zeros<T, kSliceKeys>(dk, row_offset(dk, s.batch, key_head, s.first_key), first_key, s.key_length,
@@ -245,32 +267,30 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
     for (int view = 0; view < p.views; ++view) {
       write_factors<T, kSliceKeys>(p, half_keys(p, s, view, key_head), first_key, key_factors(p, s, view, key_head));
     }
-    if (threadIdx.x % 32 != 0 || !wanted || (dense && b % kSlicesPerBlock != 0)) continue;
+    if (threadIdx.x % 32 != 0 || !wanted) continue;
     const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
-                             static_cast<std::uint32_t>(dense ? slice / kSlicesPerBlock : slice), 0};
-    if (dense) {
-      list_task(plan.dense_column_tasks, dense_weight(block_tiles), false, entry);
-    } else {
-      list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices, entry);
-    }
+                             static_cast<std::uint32_t>(slice), 0};
+    list_task(plan.column_tasks, count[b], count[b] < kWarpTaskSlices, entry);
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(kPlanThreads)
+__global__ void __launch_bounds__(kPlanThreads, 4)
     backward_plan_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
-                         const __grid_constant__ BackwardPlan plan, std::int64_t row_tasks, std::int64_t row_blocks) {
+                         const __grid_constant__ BackwardPlan plan, std::int64_t row_tasks,
+                         std::int64_t column_blocks) {
+  allow_next_kernel();
   const std::int64_t block = blockIdx.x, blocks = gridDim.x;
   for (std::int64_t n = block * kPlanThreads + threadIdx.x; n < p.longest_key; n += blocks * kPlanThreads) {
     plan.position_scale[n] = static_cast<float>(threshold_scale(p, n));
   }
-  if (block < row_blocks) {
-    const std::int64_t own = block * kPlanWarps + threadIdx.x / 32;
-    if (own < row_tasks) {
-      plan_row_tile<T>(p, a, plan, block_task(own, p.shape.query_heads * p.views, p.sequences));
-    }
-  } else {
-    plan_columns<T>(p, a, plan, block_task(block - row_blocks, p.shape.key_heads, p.sequences));
+  if (block < column_blocks) {  // these take longer
+    plan_columns<T>(p, a, plan, block_task(block, p.shape.key_heads, p.sequences));
+    return;
+  }
+  const std::int64_t own = (block - column_blocks) * kPlanWarps + threadIdx.x / 32;
+  if (own < row_tasks) {
+    plan_row_tile<T>(p, a, plan, block_task(own, p.shape.query_heads * p.views, p.sequences));
   }
 }
 
@@ -282,10 +302,11 @@ cudaError_t launch_backward_plan(const Problem& p, const BackwardArguments& a, c
   const std::int64_t row_tasks = row_tiles * p.shape.query_heads * p.views * p.sequences;
   const std::int64_t row_blocks = (row_tasks + kPlanWarps - 1) / kPlanWarps;
   const std::int64_t words = (p.longest_key + kKeysPerWord - 1) / kKeysPerWord;
-  const auto blocks = static_cast<unsigned>(row_blocks + words * p.shape.key_heads * p.sequences);
+  const std::int64_t column_blocks = words * p.shape.key_heads * p.sequences;
+  const auto blocks = static_cast<unsigned>(row_blocks + column_blocks);
   const auto kernel =
       p.type == DataType::kBFloat16 ? backward_plan_kernel<__nv_bfloat16> : backward_plan_kernel<__half>;
-  kernel<<<blocks, kPlanThreads, 0, stream>>>(p, a, plan, row_tasks, row_blocks);
+  kernel<<<blocks, kPlanThreads, 0, stream>>>(p, a, plan, row_tasks, column_blocks);
   return cudaGetLastError();
 }
 

@@ -13,8 +13,8 @@ struct Problem;
 struct BackwardArguments;
 
 // A row task is 64 query rows of one view and query head (dq), a column task 16 keys of one key head (dk of every view
-// and dv). Tasks without a survivor are not listed: the plan has written their zeros, except beside a survivor in a
-// dense task and in listed heads (PairPlan), whose kernels write them.
+// and dv). Tasks without a survivor are not listed: the plan has written their zeros, except in listed heads
+// (PairPlan), whose kernels write them. Dense kernels take tasks of 128 rows or keys, and all of them.
 struct BackwardTask {
   std::uint32_t sequence, head, tile;  // row tile, or slice of 16 keys
   std::uint32_t view;                  // of a row task
@@ -28,22 +28,13 @@ struct TaskCounters {
 };
 
 struct BackwardCounters {
-  TaskCounters rows, columns, dense_rows, dense_columns;
+  TaskCounters rows, columns, dense_rows, dense_columns, empty_rows, empty_columns;
 };
 
 struct TaskList {
   BackwardTask* tasks;     // (kTaskBuckets, capacity): block tasks from the front, warp tasks from the back
   std::int64_t capacity;   // of one bucket
   TaskCounters* counters;  // 0 before the plan
-};
-
-// When two row tiles (128 keys) are one task of the dense kernels: they meet at least `least_tiles` tiles of 64 keys
-// (64 rows) in which one of their slices is live, and on average `slices_per_tile` of the eight are.
-struct DenseRule {
-  int least_tiles, slices_per_tile;
-  TDA_HOST_DEVICE bool takes(int tiles, int live_slices) const {
-    return tiles >= least_tiles && live_slices >= slices_per_tile * tiles;
-  }
 };
 
 // Heads whose survivors are all in the forward's lists (common/survivor_index.h) are done pair by pair. A key head is
@@ -70,9 +61,11 @@ struct BackwardPlan {
   std::int64_t words_per_slice;  // of 32 row tiles
   float* position_scale;         // c_n of every position (tda/attention.h)
   TaskList row_tasks, column_tasks;
-  // For the dense kernels of another family: tiles count 128 query rows, or 128 keys.
+  // With dense kernels of another family these lists are theirs: blocks of 128 query rows, or of 128 keys, with and
+  // without a survivor. row_tasks and column_tasks then hold what those kernels hand back.
+  bool dense;
   TaskList dense_row_tasks, dense_column_tasks;
-  DenseRule dense_rule;
+  TaskList empty_row_blocks, empty_column_blocks;  // all block tasks of the lowest bucket, the only one with room
   PairPlan pairs;
 
   // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
@@ -85,19 +78,16 @@ struct BackwardPlan {
   }
 };
 
-// Kernels that work off the dense tasks by a rule of theirs. They may hand tasks back to the plan's other lists.
-struct DenseBackward {
-  DenseRule rule;
-  Status (*launch)(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
-                   CudaStream stream);
-};
+// Kernels that work off the dense tasks and write zeros to the empty blocks. They may hand tasks back.
+using DenseBackward = Status (*)(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
+                                 CudaStream stream);
 
 // Fills the plan and the factors of all rows that tasks will read (query_scale, key_scale), and writes the gradients of
 // rows and keys without a survivor: zeros.
 cudaError_t launch_backward_plan(const Problem& problem, const BackwardArguments& arguments, const BackwardPlan& plan,
                                  cudaStream_t stream);
 
-// Work the tasks off: dq and the row tiles' shares of dbeta and dlambda; dk and dv.
+// Work row_tasks and column_tasks off, in this order: dq and the row tiles' shares of dbeta and dlambda; dk and dv.
 cudaError_t launch_backward_query_half(const Problem& problem, const BackwardArguments& arguments,
                                        const BackwardPlan& plan, cudaStream_t stream);
 cudaError_t launch_backward_key_value_half(const Problem& problem, const BackwardArguments& arguments,

@@ -198,6 +198,7 @@ template <class T, int DIM, bool SQUARE>
 __global__ void __launch_bounds__(kHalfThreads, kBlocksPerProcessor<DIM>)
     backward_query_half_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
                                const __grid_constant__ BackwardPlan plan) {
+  begin_kernel(KernelOrder::kAfterPrevious);
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<RowTaskPlan<T, DIM>*>(shared_bytes);
   claim_tasks<kHalfThreads / 32>(plan.row_tasks, [&](const BackwardTask& task, bool /*by_block*/) {
@@ -208,8 +209,9 @@ __global__ void __launch_bounds__(kHalfThreads, kBlocksPerProcessor<DIM>)
 template <class T, int DIM, bool SQUARE>
 cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                             cudaStream_t stream) {
-  return launch_staying(backward_query_half_kernel<T, DIM, SQUARE>, kHalfThreads, kBlocksPerProcessor<DIM>,
-                        static_cast<int>(sizeof(RowTaskPlan<T, DIM>)), plan.row_tasks.capacity, stream, p, a, plan);
+  return launch_staying(backward_query_half_kernel<T, DIM, SQUARE>, kHalfThreads,
+                        plan.dense ? 1 : kBlocksPerProcessor<DIM>, static_cast<int>(sizeof(RowTaskPlan<T, DIM>)),
+                        plan.row_tasks.capacity, stream, p, a, plan);
 }
 
 }  // namespace

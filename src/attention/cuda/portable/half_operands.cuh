@@ -102,9 +102,16 @@ __device__ void write_zeros(const Tensor& target, std::int64_t start, int first,
   const int lane = static_cast<int>(threadIdx.x) % 32, end = min(first + COUNT, rows);
   if (wide) {
     const int chunks = dim / 8;
-    for (int i = lane; i < (end - first) * chunks; i += 32) {
-      *reinterpret_cast<uint4*>(data + (first + i / chunks) * target.row_stride + i % chunks * 8) =
-          make_uint4(0, 0, 0, 0);
+    int row = first + lane / chunks, chunk = lane % chunks;
+    const int rows_a_step = 32 / chunks, chunks_a_step = 32 % chunks;
+    while (row < end) {
+      *reinterpret_cast<uint4*>(data + row * target.row_stride + chunk * 8) = make_uint4(0, 0, 0, 0);
+      row += rows_a_step;
+      chunk += chunks_a_step;
+      if (chunk >= chunks) {
+        chunk -= chunks;
+        ++row;
+      }
     }
     return;
   }

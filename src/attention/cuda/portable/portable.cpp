@@ -86,12 +86,16 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   };
   placed.row_tasks = place_list(index.row_tiles * s.query_heads * views, counters ? &counters->rows : nullptr);
   placed.column_tasks = place_list(placed.column_slices * s.key_heads, counters ? &counters->columns : nullptr);
-  placed.dense_rule = {std::numeric_limits<int>::max(), 0};
   if (!documents) {  // of two row tiles each, and of eight slices
     const std::int64_t row_pairs = s.batch * ((s.query_length + 2 * kSliceRows - 1) / (2 * kSliceRows));
     const std::int64_t key_blocks = s.batch * ((s.key_length + 8 * kSliceKeys - 1) / (8 * kSliceKeys));
     placed.dense_row_tasks = place_list(row_pairs * s.query_heads * views, counters ? &counters->dense_rows : nullptr);
     placed.dense_column_tasks = place_list(key_blocks * s.key_heads, counters ? &counters->dense_columns : nullptr);
+    const auto place_empty = [&](const TaskList& list, TaskCounters* own) {
+      return TaskList{arena.take<BackwardTask>(list.capacity), list.capacity, own};
+    };
+    placed.empty_row_blocks = place_empty(placed.dense_row_tasks, counters ? &counters->empty_rows : nullptr);
+    placed.empty_column_blocks = place_empty(placed.dense_column_tasks, counters ? &counters->empty_columns : nullptr);
   }
   if (plan) *plan = placed;
 }
@@ -304,14 +308,14 @@ Status run_pair_kernels(const Problem& p, const BackwardArguments& a, const Back
   return launch_status("backward_pair_keys", launch_backward_pair_keys(p, a, plan, stream));
 }
 
-Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                        const std::optional<DenseBackward>& dense, cudaStream_t stream) {
+Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, DenseBackward dense,
+                        cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
   if (plan.pairs.complete) {
     if (Status s = run_pair_kernels(p, a, plan, stream); !s.ok()) return s;
   }
-  if (dense) {  // before the others: it may hand tasks back to them
-    if (Status s = dense->launch(p, a, plan, stream); !s.ok()) return s;
+  if (dense) {
+    if (Status s = dense(p, a, plan, stream); !s.ok()) return s;
   }
   if (p.longest_query > 0) {
     const cudaError_t error = launch_backward_query_half(p, a, plan, stream);
@@ -341,7 +345,7 @@ Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const Scre
 
 }  // namespace
 
-Status backward(const BackwardCall& call, const std::optional<DenseBackward>& dense) {
+Status backward(const BackwardCall& call, DenseBackward dense) {
   Problem p = make_problem(call.shape, call.options, call.inputs, call.documents);
   p.vector_d_output = readable_by_four(call.d_output, p.type);
   p.wide_d_output = readable_by_sixteen_bytes(call.d_output, p.type, call.shape.value_dim);
@@ -356,7 +360,7 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
   if (half) {
     const bool lists = has_survivor_lists(call.shape, call.options, call.documents);
     place_plan(call.shape, call.options.views, p.index, call.documents, lists, arena, &plan);
-    if (dense) plan.dense_rule = dense->rule;
+    plan.dense = dense != nullptr;
     if (lists && p.longest_query > 0 && rows_are_wide(p, a)) {
       const SurvivorLists from =
           survivor_lists(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);

@@ -5,6 +5,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
+
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/problem.h"
 
@@ -26,12 +29,12 @@ struct ClaimOrder {
   std::uint32_t block_end[kTaskBuckets], warp_end[kTaskBuckets], warp_tasks[kTaskBuckets], claimed;
 };
 
-// By one thread.
+// By one thread; past the L1 cache (common/kernel_order.cuh).
 __device__ inline void read_order(TaskCounters& counters, int warps, ClaimOrder& order) {
   std::uint32_t end = 0;
   for (int bucket = kTaskBuckets - 1; bucket >= 0; --bucket) {
-    order.block_end[bucket] = end += counters.block_tasks[bucket];
-    order.warp_tasks[bucket] = counters.warp_tasks[bucket];
+    order.block_end[bucket] = end += __ldcg(&counters.block_tasks[bucket]);
+    order.warp_tasks[bucket] = __ldcg(&counters.warp_tasks[bucket]);
     order.warp_end[bucket] = end += (order.warp_tasks[bucket] + warps - 1) / warps;
   }
   order.claimed = atomicAdd(&counters.claims, 1u);
@@ -66,19 +69,15 @@ __device__ __forceinline__ void claim_tasks(const TaskList& list, Run run) {
 }
 
 // Launches `kernel` with blocks that stay: `per_processor` on each multiprocessor, no more than there may be tasks.
-template <class Kernel, class... Arguments>
-cudaError_t launch_staying(Kernel kernel, int threads, int per_processor, int shared_bytes, std::int64_t tasks,
-                           cudaStream_t stream, const Arguments&... arguments) {
+template <class... Parameters>
+cudaError_t launch_staying(void (*kernel)(Parameters...), int threads, int per_processor, int shared_bytes,
+                           std::int64_t tasks, cudaStream_t stream, const Parameters&... arguments) {
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  }
   if (error != cudaSuccess) return error;
-  const std::int64_t staying = static_cast<std::int64_t>(processors) * per_processor;
-  kernel<<<static_cast<unsigned>(tasks < staying ? tasks : staying), threads, shared_bytes, stream>>>(arguments...);
-  return cudaGetLastError();
+  const std::int64_t staying = std::min<std::int64_t>(tasks, std::int64_t{processors} * per_processor);
+  return launch_kernel(kernel, {static_cast<unsigned>(staying), threads, shared_bytes, true}, stream, arguments...);
 }
 
 // Calls launch.operator()<T, DIM, SQUARE>() for the instance of a 16-bit backward kernel that fits the problem.

@@ -13,6 +13,7 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
@@ -335,7 +336,7 @@ __global__ void __launch_bounds__(DensePlan<kHeadDim>::kThreads, 1) dense(const 
     barrier_init_fence();
   }
   __syncthreads();
-  wait_for_previous_kernel();
+  begin_kernel(KernelOrder::kAfterPrevious);
   if (threadIdx.x >= 256) {
     shrink_registers<24>();
     if (threadIdx.x == 256) dense_producer<kHeadDim>(a, queries, slots, scales, tail);

@@ -8,7 +8,7 @@
 // Cost: reads 2 D, writes D + 4 bytes a key: bound by memory.
 #pragma once
 
-#include "attention/cuda/common/barrier.cuh"
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
 
 namespace tda::cuda::sm90 {

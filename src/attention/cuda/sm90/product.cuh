@@ -17,6 +17,7 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
@@ -429,8 +430,8 @@ __global__ void __launch_bounds__(ProductPlan<kHeadDim, kViews>::kThreads,
     barrier_init_fence();
   }
   __syncthreads();
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  const KernelOrder order = a.dense_kernel ? KernelOrder::kBesidePrevious : KernelOrder::kAfterPrevious;
+  begin_kernel(order);
   if (threadIdx.x >= 128) {
     if constexpr (Plan::kMovesRegisters) shrink_registers<Plan::kProducerRegisters>();
     if (threadIdx.x < 160) product_producer<Element, kHeadDim, kViews>(a, queries, blocks, scales, tail);
@@ -438,6 +439,7 @@ __global__ void __launch_bounds__(ProductPlan<kHeadDim, kViews>::kThreads,
     if constexpr (Plan::kMovesRegisters) grow_registers<Plan::kConsumerRegisters>();
     product_consumer<Element, kHeadDim, kViews, kSquare>(a, queries, blocks, scales, tail);
   }
+  end_kernel(order);
 }
 
 }  // namespace tda::cuda::sm90

@@ -25,6 +25,7 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
 
@@ -483,8 +484,7 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     barrier_init_fence();
   }
   __syncthreads();
-  wait_for_previous_kernel();
-  allow_next_kernel();
+  begin_kernel(KernelOrder::kAfterPrevious);
   if (threadIdx.x >= Plan::kWarpgroups * 128) {
     shrink_registers<32>();
     const int thread = static_cast<int>(threadIdx.x) - Plan::kWarpgroups * 128;

@@ -1,10 +1,9 @@
 // What the dense kernels of the sm90 backward are told about a call.
 //
-// They take the tasks of the portable family's plan (portable/backward_plan.h) in which so many slices are live that
-// whole tiles of 64 x 64 scores on warpgroup products are cheaper than single slices: row tasks of 128 query rows
-// (query.cuh) and column tasks of 128 keys (key_value.cuh). A task whose operands or results are not finite, or whose
-// norms 16-bit products cannot bear, is handed back to the plan's lists, which the portable kernels work off
-// afterwards.
+// They take the blocks of 128 query rows (query.cuh) and of 128 keys (key_value.cuh) that the portable family's plan
+// lists (portable/backward_plan.h), on warpgroup products of whole tiles of 64 x 64 scores, and write zeros to blocks
+// without a survivor. A task whose operands or results are not finite, or whose norms 16-bit products cannot bear, is
+// handed back to the plan's other lists, which the portable kernels work off afterwards.
 #pragma once
 
 #include <cuda.h>
@@ -16,7 +15,9 @@
 namespace tda::cuda::sm90 {
 
 struct BackwardArguments {
-  CUtensorMap query[2], key[2], value, d_output;  // (D, T, H, B), boxes of 64 elements x 64 rows
+  // (D, T, H, B), boxes of 64 elements x 64 rows.
+  CUtensorMap query[2], key[2], value, d_output;
+  CUtensorMap dq[2], dk[2], dv;  // of the gradients that are wanted
   portable::Problem problem;
   portable::BackwardArguments call;
   portable::BackwardPlan plan;

@@ -27,10 +27,34 @@ TileSource key_source(const ConstTensor& tensor, const AttentionShape& shape) {
   return tile_source(tensor, shape, shape.key_length, shape.key_heads);
 }
 
+ConstTensor view_of(const Tensor& gradient) {
+  return {gradient.data, gradient.batch_stride, gradient.head_stride, gradient.row_stride};
+}
+
 // Gradients are stored sixteen bytes at a time; one that nobody wants fits always.
 bool is_aligned(const Tensor& gradient, const AttentionShape& shape, std::int64_t length, std::int64_t heads) {
-  const ConstTensor view{gradient.data, gradient.batch_stride, gradient.head_stride, gradient.row_stride};
-  return gradient.data == nullptr || tile_source_is_aligned(tile_source(view, shape, length, heads));
+  return gradient.data == nullptr || tile_source_is_aligned(tile_source(view_of(gradient), shape, length, heads));
+}
+
+// Maps of the operands and of the gradients that are wanted.
+Status make_tensor_maps(const portable::Problem& problem, const portable::BackwardArguments& call,
+                        BackwardArguments& a) {
+  const AttentionShape& shape = problem.shape;
+  const char* const names[2][4] = {{"q[0]", "k[0]", "dq[0]", "dk[0]"}, {"q[1]", "k[1]", "dq[1]", "dk[1]"}};
+  Status status;
+  const auto add = [&](const TileSource& source, const char* name, CUtensorMap& map) {
+    if (status.ok() && source.data != nullptr) status = make_tensor_map(source, name, map);
+  };
+  for (int view = 0; view < problem.views; ++view) {
+    add(query_source(problem.inputs.q[view], shape), names[view][0], a.query[view]);
+    add(key_source(problem.inputs.k[view], shape), names[view][1], a.key[view]);
+    add(query_source(view_of(call.outputs.dq[view]), shape), names[view][2], a.dq[view]);
+    add(key_source(view_of(call.outputs.dk[view]), shape), names[view][3], a.dk[view]);
+  }
+  add(key_source(problem.inputs.v, shape), "v", a.value);
+  add(query_source(call.d_output, shape), "d_output", a.d_output);
+  add(key_source(view_of(call.outputs.dv), shape), "dv", a.dv);
+  return status;
 }
 
 bool supports(const BackwardCall& call, int compute_capability) {
@@ -53,9 +77,6 @@ bool supports(const BackwardCall& call, int compute_capability) {
          is_aligned(call.outputs.dv, shape, shape.key_length, shape.key_heads);
 }
 
-// A dense tile of 128 x 64 scores costs about as much as two of its eight slices do one by one.
-constexpr portable::DenseRule kRule{4, 2};
-
 Status launch(const portable::Problem& problem, const portable::BackwardArguments& call,
               const portable::BackwardPlan& plan, CudaStream stream) {
   BackwardArguments a{};
@@ -63,17 +84,7 @@ Status launch(const portable::Problem& problem, const portable::BackwardArgument
   a.call = call;
   a.plan = plan;
   const AttentionShape& shape = problem.shape;
-  const char* const query_names[2] = {"q[0]", "q[1]"};
-  const char* const key_names[2] = {"k[0]", "k[1]"};
-  for (int view = 0; view < problem.views; ++view) {
-    Status status = make_tensor_map(query_source(problem.inputs.q[view], shape), query_names[view], a.query[view]);
-    if (!status.ok()) return status;
-    status = make_tensor_map(key_source(problem.inputs.k[view], shape), key_names[view], a.key[view]);
-    if (!status.ok()) return status;
-  }
-  Status status = make_tensor_map(key_source(problem.inputs.v, shape), "v", a.value);
-  if (!status.ok()) return status;
-  status = make_tensor_map(query_source(call.d_output, shape), "d_output", a.d_output);
+  const Status status = make_tensor_maps(problem, call, a);
   if (!status.ok()) return status;
   int device = 0, processors = 0;
   cudaError_t error = cudaGetDevice(&device);
@@ -92,14 +103,11 @@ Status launch(const portable::Problem& problem, const portable::BackwardArgument
 
 }  // namespace
 
-// Testing aid, read at each call: TDA_SM90_DENSE_BACKWARD=off leaves all tasks to the portable kernels, =always gives
-// every one that holds a survivor to the dense kernels.
-std::optional<portable::DenseBackward> dense_backward(const BackwardCall& call, int compute_capability) {
-  if (!supports(call, compute_capability)) return std::nullopt;
+// Testing aid, read at each call: TDA_SM90_DENSE_BACKWARD=off leaves all tasks to the portable kernels.
+portable::DenseBackward dense_backward(const BackwardCall& call, int compute_capability) {
   const char* const choice = std::getenv("TDA_SM90_DENSE_BACKWARD");
-  if (choice == nullptr) return portable::DenseBackward{kRule, launch};
-  if (std::string_view(choice) == "off") return std::nullopt;
-  return portable::DenseBackward{std::string_view(choice) == "always" ? portable::DenseRule{1, 0} : kRule, launch};
+  const bool off = choice != nullptr && std::string_view(choice) == "off";
+  return !off && supports(call, compute_capability) ? launch : nullptr;
 }
 
 }  // namespace tda::cuda::sm90

@@ -29,8 +29,13 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
   const std::uint32_t* const columns =
       a.plan.columns + a.plan.column_offset(part.view * p.shape.query_heads + head, first_slice);
   const int words = (s.query_length + 32 * kTileRows - 1) / (32 * kTileRows);
+  const auto load = [&](int word) {
+    return lane < slices && word < words ? columns[lane * a.plan.words_per_slice + word] : 0u;
+  };
+  std::uint32_t next = load(0);
   for (int word = 0; word < words; ++word) {
-    const std::uint32_t own = lane < slices ? columns[lane * a.plan.words_per_slice + word] : 0u;
+    const std::uint32_t own = next;
+    next = load(word + 1);
     const std::uint32_t first = __reduce_or_sync(0xffffffffu, lane < 4 ? own : 0u);
     const std::uint32_t second = __reduce_or_sync(0xffffffffu, lane < 4 ? 0u : own);
     for (std::uint32_t left = first | second; left != 0; left &= left - 1) {
@@ -60,11 +65,21 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
   }
 }
 
-template <int kHeadDim>
+template <typename Element, int kHeadDim>
 __device__ __forceinline__ void produce_queries(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   const portable::Problem& p = a.problem;
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
-  StreamProducer<kHeadDim> producer{memory};
+  StreamProducer<kHeadDim> producer(memory, a.plan.dense_column_tasks);
+  for_empty_blocks(a.plan.empty_column_blocks, [&](const portable::BackwardTask& block) {
+    const auto store = [&](const Tensor& gradient, const CUtensorMap& map) {
+      if (gradient.data == nullptr) return;
+      store_zeros<kHeadDim>(memory, map, static_cast<int>(block.tile) * 2 * kTileRows,
+                            static_cast<int>(p.shape.key_length), static_cast<int>(block.head),
+                            static_cast<int>(block.sequence));
+    };
+    for (int view = 0; view < p.views; ++view) store(a.call.outputs.dk[view], a.dk[view]);
+    store(a.call.outputs.dv, a.dv);
+  });
   portable::BackwardTask task;
   while (producer.next_task(a.plan.dense_column_tasks, task)) {
     const int sequence = static_cast<int>(task.sequence), key_head = static_cast<int>(task.head);
@@ -72,10 +87,18 @@ __device__ __forceinline__ void produce_queries(const BackwardArguments& a, cons
     const portable::Sequence s = portable::sequence_at(p, sequence);
     const std::int64_t first_slice =
         portable::BackwardPlan::first_slice(false, sequence, s.first_key, p.shape.key_length) + 8 * block;
+    // The smallest scale of the group, so that one serves all heads that add to the same dv.
+    float scale = portable::weight_scale<Element>(p, key_head * group, s.key_length);
+    for (int n = 1; n < group; ++n) {
+      scale = fminf(scale, portable::weight_scale<Element>(p, key_head * group + n, s.key_length));
+    }
 #pragma unroll 1
     for (int view = 0; view < p.views; ++view) {
-      const StreamPart part{sequence, key_head, block, view};
-      producer.begin_part(part, a.key[view], a.value);
+      const StreamPart part{sequence, key_head, block, view, scale};
+      const float* const factors = portable::key_factors(p, s, view, key_head);
+      producer.begin_part(part, a.key[view], a.value, [&](int key) {
+        return ResidentRow{key < s.key_length ? factors[key] : 0.0f, 0.0f};
+      });
 #pragma unroll 1
       for (int n = 0; n < group; ++n) {
         produce_head<kHeadDim>(a, producer, s, part, key_head * group + n, first_slice);
@@ -84,6 +107,7 @@ __device__ __forceinline__ void produce_queries(const BackwardArguments& a, cons
     }
   }
   producer.end_parts();
+  wait_for_stores();
 }
 
 // Raw products -> u = max(s - tau, 0), 0 where the mask hides a pair. `key`: that of row g; `first_position`: of the
@@ -148,26 +172,19 @@ struct KeyState {
   float value_scale;  // of the weights, so that 16 bits hold them
 };
 
-template <typename Element>
-__device__ __forceinline__ KeyState key_state(const BackwardArguments& a, const StreamPart& part, bool& unfit) {
-  const portable::Problem& p = a.problem;
-  const portable::Sequence s = portable::sequence_at(p, part.sequence);
-  const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
-  const float* const factors = portable::key_factors(p, s, part.view, part.head);
+// `residents`: of the warpgroup's keys.
+__device__ __forceinline__ KeyState key_state(const portable::Problem& p, const StreamPart& part,
+                                              const ResidentRow* residents, bool& unfit) {
+  const int row = (static_cast<int>(threadIdx.x >> 5) & 3) * 16 + (static_cast<int>(threadIdx.x & 31) >> 2);
   KeyState keys;
   keys.first = (2 * part.block + static_cast<int>(threadIdx.x >> 7)) * kTileRows;
-  keys.key = keys.first + (static_cast<int>(threadIdx.x >> 5) & 3) * 16 + (static_cast<int>(threadIdx.x & 31) >> 2);
+  keys.key = keys.first + row;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int key = keys.key + 8 * h;
-    keys.factor[h] = key < s.key_length ? portable::product_factor(factors[key]) : 0.0f;
+    keys.factor[h] = portable::product_factor(residents[row + 8 * h].factor);
     unfit = unfit || keys.factor[h] != keys.factor[h] || !portable::is_regular(p, keys.factor[h]);
   }
-  // The smallest of the group's scales, so that one serves all heads that add to the same dv.
-  keys.value_scale = portable::weight_scale<Element>(p, part.head * group, s.key_length);
-  for (int n = 1; n < group; ++n) {
-    keys.value_scale = fminf(keys.value_scale, portable::weight_scale<Element>(p, part.head * group + n, s.key_length));
-  }
+  keys.value_scale = part.constant;
   return keys;
 }
 
@@ -175,8 +192,8 @@ __device__ __forceinline__ KeyState key_state(const BackwardArguments& a, const 
 // kernel, which writes the gradients of all views anew. `spoiled` remembers that of the views before.
 template <typename Element, int kHeadDim>
 __device__ __forceinline__ void finish_keys(const BackwardArguments& a, const StreamPart& part, const KeyState& keys,
-                                            std::uint32_t tile, bool& spoiled, float (&dk)[kHeadDim / 2],
-                                            const float (&dv)[kHeadDim / 2]) {
+                                            std::uint32_t tile, const ResidentRow* residents, bool& spoiled,
+                                            float (&dk)[kHeadDim / 2], const float (&dv)[kHeadDim / 2]) {
   const portable::Problem& p = a.problem;
   const portable::Sequence s = portable::sequence_at(p, part.sequence);
   const int warpgroup = static_cast<int>(threadIdx.x >> 7), lane = static_cast<int>(threadIdx.x & 31);
@@ -199,8 +216,8 @@ __device__ __forceinline__ void finish_keys(const BackwardArguments& a, const St
   };
   const Tensor& dk_target = a.call.outputs.dk[part.view];
   if (dk_target.data) {
-    store_gradient<Element, kHeadDim>(p.normalize, tile, portable::key_factors(p, s, part.view, part.head) + keys.first,
-                                      rows, first_row(dk_target), dk_target.row_stride, dk);
+    store_gradient<Element, kHeadDim>(p.normalize, tile, residents, rows, first_row(dk_target), dk_target.row_stride,
+                                      dk);
   }
   const Tensor& dv_target = a.call.outputs.dv;
   if (!last || !dv_target.data) return;
@@ -225,6 +242,7 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
   const BackwardArguments& a;
   KeyState keys;
   std::uint32_t key_rows, values;
+  const ResidentRow* residents;
   int offset;
   bool unfit;
   float dk[kHeadDim / 2], dv[kHeadDim / 2];
@@ -237,7 +255,8 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
 
   __device__ __forceinline__ void begin(const StreamPart& part, int slot) {
     unfit = false;
-    keys = key_state<Element>(a, part, unfit);
+    residents = memory.tail.resident[slot] + warpgroup * kTileRows;
+    keys = key_state(a.problem, part, residents, unfit);
     key_rows = memory.resident(slot, 0, warpgroup);
     values = memory.resident(slot, 1, warpgroup);
 #pragma unroll
@@ -331,26 +350,33 @@ __device__ __forceinline__ void consume_queries(const BackwardArguments& a, cons
     consumer.begin(part, residents.slot);
     consumer.run();
     spoiled = (spoiled && part.view != 0) || consumer.unfit;
-    finish_keys<Element, kHeadDim>(a, part, consumer.keys, consumer.key_rows, spoiled, consumer.dk, consumer.dv);
+    finish_keys<Element, kHeadDim>(a, part, consumer.keys, consumer.key_rows, consumer.residents, spoiled, consumer.dk,
+                                   consumer.dv);
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&memory.tail.resident_empty[residents.slot]));
   }
 }
 
 template <typename Element, int kHeadDim, bool kSquare>
-__global__ void __launch_bounds__(kStreamThreads, 1)
-    backward_key_value_dense(const __grid_constant__ BackwardArguments a) {
-  if (is_empty(a.plan.dense_column_tasks)) return;
+__device__ __forceinline__ void work_off_columns(const BackwardArguments& a) {
   extern __shared__ unsigned char shared[];
   const StreamMemory<kHeadDim> memory(shared);
-  memory.init_barriers();
+  if (!memory.begin(a.plan.dense_column_tasks, a.plan.empty_column_blocks)) return;
   if (threadIdx.x >= 256) {
     shrink_registers<kHeadDim == 64 ? 40 : 24>();
-    produce_queries<kHeadDim>(a, memory);
+    produce_queries<Element, kHeadDim>(a, memory);
   } else {
     grow_registers<kHeadDim == 64 ? 232 : 240>();
     consume_queries<Element, kHeadDim, kSquare>(a, memory);
   }
+}
+
+template <typename Element, int kHeadDim, bool kSquare>
+__global__ void __launch_bounds__(kStreamThreads, 1)
+    backward_key_value_dense(const __grid_constant__ BackwardArguments a) {
+  begin_kernel(KernelOrder::kBesidePrevious);
+  work_off_columns<Element, kHeadDim, kSquare>(a);
+  end_kernel(KernelOrder::kBesidePrevious);
 }
 
 }  // namespace tda::cuda::sm90

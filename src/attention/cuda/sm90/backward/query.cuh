@@ -18,14 +18,25 @@ template <int kHeadDim>
 __device__ __forceinline__ void produce_keys(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   const portable::Problem& p = a.problem;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  StreamProducer<kHeadDim> producer{memory};
+  StreamProducer<kHeadDim> producer(memory, a.plan.dense_row_tasks);
+  for_empty_blocks(a.plan.empty_row_blocks, [&](const portable::BackwardTask& block) {
+    if (a.call.outputs.dq[block.view].data == nullptr) return;
+    store_zeros<kHeadDim>(memory, a.dq[block.view], static_cast<int>(block.tile) * 2 * kTileRows,
+                          static_cast<int>(p.shape.query_length), static_cast<int>(block.head),
+                          static_cast<int>(block.sequence));
+  });
   portable::BackwardTask task;
   while (producer.next_task(a.plan.dense_row_tasks, task)) {
     const int sequence = static_cast<int>(task.sequence), head = static_cast<int>(task.head);
     const int view = static_cast<int>(task.view), block = static_cast<int>(task.tile);
     const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
-    producer.begin_part({sequence, head, block, view}, a.query[view], a.d_output);
     const portable::Sequence s = portable::sequence_at(p, sequence);
+    const float* const own_factors = portable::query_factors(p, s, view, head);
+    producer.begin_part(
+        {sequence, head, block, view, portable::load_beta(p, head)}, a.query[view], a.d_output, [&](int row) {
+          if (row >= s.query_length) return ResidentRow{0.0f, 0.0f};
+          return ResidentRow{own_factors[row], a.plan.position_scale[s.key_length - s.query_length + row]};
+        });
     const float* const factors = portable::key_factors(p, s, view, key_head);
     const std::uint32_t* words[2];
     int count[2];  // words that exist
@@ -36,37 +47,44 @@ __device__ __forceinline__ void produce_keys(const BackwardArguments& a, const S
       words[n] = a.call.index + p.index.word_offset(view, head, s.first_row_tile + tile);
       count[n] = tile * kTileRows < s.query_length ? (s.key_length - s.query_length + last_row) / kKeysPerWord + 1 : 0;
     }
-    for (int word = 0; word < max(count[0], count[1]); ++word) {
-      const std::uint32_t own[2] = {word < count[0] ? words[0][word] : 0u, word < count[1] ? words[1][word] : 0u};
-      for (std::uint32_t left = own[0] | own[1]; left != 0;) {
-        const int shift = (__ffs(static_cast<int>(left)) - 1) & ~3;
-        const unsigned first = own[0] >> shift & 15u, second = own[1] >> shift & 15u;
-        left &= ~(15u << shift);
-        if (producer.passes_over()) continue;
-        StreamTile tile;
-        tile.first = word * kKeysPerWord + shift * kSliceKeys;
-        tile.live = static_cast<std::uint16_t>((first != 0 ? 1u : 0u) | (second != 0 ? 2u : 0u));
-        tile.slices = static_cast<std::uint16_t>(first | second);
-        tile.sign = 1.0f;
-        float factor[2];
-        bool unfit = false;
+    for (int base = 0; base < max(count[0], count[1]); base += 32) {  // a word a lane
+      const int own_word = base + lane;
+      const std::uint32_t low = own_word < count[0] ? words[0][own_word] : 0u;
+      const std::uint32_t high = own_word < count[1] ? words[1][own_word] : 0u;
+      for (unsigned busy = __ballot_sync(0xffffffffu, (low | high) != 0); busy != 0; busy &= busy - 1) {
+        const int source = __ffs(static_cast<int>(busy)) - 1, word = base + source;
+        const std::uint32_t own[2] = {__shfl_sync(0xffffffffu, low, source), __shfl_sync(0xffffffffu, high, source)};
+        for (std::uint32_t left = own[0] | own[1]; left != 0;) {
+          const int shift = (__ffs(static_cast<int>(left)) - 1) & ~3;
+          const unsigned first = own[0] >> shift & 15u, second = own[1] >> shift & 15u;
+          left &= ~(15u << shift);
+          if (producer.passes_over()) continue;
+          StreamTile tile;
+          tile.first = word * kKeysPerWord + shift * kSliceKeys;
+          tile.live = static_cast<std::uint16_t>((first != 0 ? 1u : 0u) | (second != 0 ? 2u : 0u));
+          tile.slices = static_cast<std::uint16_t>(first | second);
+          tile.sign = 1.0f;
+          float factor[2];
+          bool unfit = false;
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {  // factors of keys in dead slices may never have been written
-          const int key = tile.first + lane + 32 * n;
-          const bool wanted = key < s.key_length && (tile.slices >> ((lane + 32 * n) / kSliceKeys) & 1) != 0;
-          factor[n] = wanted ? portable::product_factor(factors[key]) : 0.0f;
-          unfit = unfit || factor[n] != factor[n] || !portable::is_regular(p, factor[n]);
+          for (int n = 0; n < 2; ++n) {  // factors of keys in dead slices may never have been written
+            const int key = tile.first + lane + 32 * n;
+            const bool wanted = key < s.key_length && (tile.slices >> ((lane + 32 * n) / kSliceKeys) & 1) != 0;
+            factor[n] = wanted ? portable::product_factor(factors[key]) : 0.0f;
+            unfit = unfit || factor[n] != factor[n] || !portable::is_regular(p, factor[n]);
+          }
+          tile.unfit = __any_sync(0xffffffffu, unfit);
+          const int stage = producer.free_stage();
+#pragma unroll
+          for (int n = 0; n < 2; ++n) memory.tail.key_factor[stage][lane + 32 * n] = factor[n];
+          producer.stream(tile, a.key[view], key_head, a.value, key_head, sequence);
         }
-        tile.unfit = __any_sync(0xffffffffu, unfit);
-        const int stage = producer.free_stage();
-#pragma unroll
-        for (int n = 0; n < 2; ++n) memory.tail.key_factor[stage][lane + 32 * n] = factor[n];
-        producer.stream(tile, a.key[view], key_head, a.value, key_head, sequence);
       }
     }
     producer.end_part();
   }
   producer.end_parts();
+  wait_for_stores();
 }
 
 // Rows g and g + 8 of a warp's 16.
@@ -150,7 +168,8 @@ __device__ __forceinline__ double warpgroup_sum(double x, double (&scratch)[4], 
 template <typename Element, int kHeadDim, bool kSquare>
 __device__ __forceinline__ void finish_rows(const BackwardArguments& a, StreamTail<kHeadDim>& tail,
                                             const StreamPart& part, const QueryRowState& rows, std::uint32_t tile,
-                                            bool unfit, const RowSums& sums, float (&dq)[kHeadDim / 2]) {
+                                            const ResidentRow* residents, bool unfit, const RowSums& sums,
+                                            float (&dq)[kHeadDim / 2]) {
   const portable::Problem& p = a.problem;
   const portable::Sequence s = portable::sequence_at(p, part.sequence);
   const int warpgroup = static_cast<int>(threadIdx.x >> 7), row_tile = 2 * part.block + warpgroup;
@@ -183,27 +202,23 @@ __device__ __forceinline__ void finish_rows(const BackwardArguments& a, StreamTa
   if (!target.data) return;
   Element* const first =
       static_cast<Element*>(target.data) + portable::row_offset(target, s.batch, part.head, s.first_query + first_row);
-  store_gradient<Element, kHeadDim>(p.normalize, tile, portable::query_factors(p, s, part.view, part.head) + first_row,
-                                    s.query_length - first_row, first, target.row_stride, dq);
+  store_gradient<Element, kHeadDim>(p.normalize, tile, residents, s.query_length - first_row, first, target.row_stride,
+                                    dq);
 }
 
-template <int kHeadDim>
-__device__ __forceinline__ QueryRowState row_state(const BackwardArguments& a, const StreamPart& part, int first_row,
-                                                   bool& unfit) {
+// `residents`: of the warpgroup's rows, the first of which is `first_row`.
+__device__ __forceinline__ QueryRowState row_state(const BackwardArguments& a, const StreamPart& part,
+                                                   const ResidentRow* residents, int first_row, bool& unfit) {
   const portable::Problem& p = a.problem;
-  const portable::Sequence s = portable::sequence_at(p, part.sequence);
-  const float* const factors = portable::query_factors(p, s, part.view, part.head);
-  const int offset = s.key_length - s.query_length;
+  const int offset = static_cast<int>(p.shape.key_length - p.shape.query_length);
   QueryRowState rows;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int row =
-        first_row + (static_cast<int>(threadIdx.x >> 5) & 3) * 16 + (static_cast<int>(threadIdx.x & 31) >> 2) + 8 * h;
-    const bool exists = row < s.query_length;
-    rows.factor[h] = exists ? portable::product_factor(factors[row]) : 0.0f;
-    rows.scale[h] = exists ? a.plan.position_scale[offset + row] : 0.0f;
-    rows.tau[h] = exists ? portable::load_beta(p, part.head) * rows.scale[h] : 1e30f;
-    rows.last_key[h] = offset + row;
+    const int row = (static_cast<int>(threadIdx.x >> 5) & 3) * 16 + (static_cast<int>(threadIdx.x & 31) >> 2) + 8 * h;
+    rows.factor[h] = portable::product_factor(residents[row].factor);
+    rows.scale[h] = residents[row].scale;
+    rows.tau[h] = first_row + row < p.shape.query_length ? part.constant * rows.scale[h] : 1e30f;
+    rows.last_key[h] = offset + first_row + row;
     unfit = unfit || rows.factor[h] != rows.factor[h] || !portable::is_regular(p, rows.factor[h]);
   }
   return rows;
@@ -224,6 +239,7 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
   QueryRowState rows;
   RowSums sums;
   std::uint32_t queries, d_output;
+  const ResidentRow* residents;
   int first_position;
   float gradient_factor;
   bool rows_unfit;  // an own row is not fit for 16-bit products
@@ -243,7 +259,8 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
     gradient_factor = portable::view_weight(a.problem, part.view, part.head) * kDerivativeFactor<kSquare> *
                       portable::kWeightScale<kHeadDim>;
     unfit = rows_unfit = false;
-    rows = row_state<kHeadDim>(a, part, first_row, rows_unfit);
+    residents = memory.tail.resident[slot] + warpgroup * kTileRows;
+    rows = row_state(a, part, residents, first_row, rows_unfit);
     sums = {};
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) dq[i] = 0.0f;
@@ -315,7 +332,7 @@ __device__ __forceinline__ void consume_keys(const BackwardArguments& a, const S
     consumer.begin(part, residents.slot);
     consumer.run();
     finish_rows<Element, kHeadDim, kSquare>(a, memory.tail, consumer.part, consumer.rows, consumer.queries,
-                                            consumer.unfit, consumer.sums, consumer.dq);
+                                            consumer.residents, consumer.unfit, consumer.sums, consumer.dq);
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&memory.tail.resident_empty[residents.slot]));
   }
@@ -323,10 +340,10 @@ __device__ __forceinline__ void consume_keys(const BackwardArguments& a, const S
 
 template <typename Element, int kHeadDim, bool kSquare>
 __global__ void __launch_bounds__(kStreamThreads, 1) backward_query_dense(const __grid_constant__ BackwardArguments a) {
-  if (is_empty(a.plan.dense_row_tasks)) return;
+  begin_kernel(KernelOrder::kAfterPrevious);
   extern __shared__ unsigned char shared[];
   const StreamMemory<kHeadDim> memory(shared);
-  memory.init_barriers();
+  if (!memory.begin(a.plan.dense_row_tasks, a.plan.empty_row_blocks)) return;
   if (threadIdx.x >= 256) {
     shrink_registers<40>();
     produce_keys<kHeadDim>(a, memory);

@@ -9,6 +9,7 @@
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/fragment.cuh"
+#include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/portable/half_operands.cuh"
 #include "attention/cuda/portable/task_claims.cuh"
@@ -38,6 +39,12 @@ struct StreamClaim {
 // A task, or one view of it. block < 0: there is no more.
 struct StreamPart {
   int sequence, head, block, view;
+  float constant;  // beta of the query head, or the scale of a key head's weights
+};
+
+// 1/|x| of a resident row and, of a query, c_i (tda/attention.h); zeros for a row that does not exist.
+struct ResidentRow {
+  float factor, scale;
 };
 
 // A streamed tile. first < 0: the part is over. live: bit w for warpgroup w; slices: live 16-key slices of a key tile.
@@ -49,17 +56,20 @@ struct StreamTile {
 };
 
 template <int kHeadDim>
-struct alignas(16) StreamTail {
+struct alignas(128) StreamTail {
   static constexpr int kStages = StreamPlan<kHeadDim>::kStages;
   static constexpr int kResidents = StreamPlan<kHeadDim>::kResidents;
   // Of each streamed row: tau and 1/|q| of queries, 1/|k| of keys.
   float2 query[kStages][kTileRows];
   float key_factor[kStages][kTileRows];
+  ResidentRow resident[kResidents][2 * kTileRows];
   double sums[2][4];
   std::uint64_t full[kStages], empty[kStages], resident_full[kResidents], resident_empty[kResidents];
   StreamTile tile[kStages];
   StreamPart part[kResidents];
   StreamClaim claim[2];
+  std::uint32_t bucket_end[portable::kTaskBuckets];  // of the kernel's tasks in the order of claims, heaviest first
+  alignas(128) uint4 zeros[kTileColumnBytes / sizeof(uint4)];  // for the empty blocks
 };
 
 template <int kHeadDim>
@@ -86,8 +96,18 @@ struct StreamMemory {
   __device__ __forceinline__ std::uint32_t stage(int slot, int which) const {
     return base + Plan::kResidents * Plan::kResidentBytes + slot * Plan::kStageBytes + which * Plan::kTileBytes;
   }
-  __device__ __forceinline__ void init_barriers() const {
+  // Prepares the barriers, the order of the tasks of `list`, and the zeros; false when there is nothing to do.
+  __device__ __forceinline__ bool begin(const portable::TaskList& list, const portable::TaskList& empty) const {
+    std::uint32_t tasks[portable::kTaskBuckets], all = __ldcg(&empty.counters->block_tasks[0]);
+#pragma unroll
+    for (int b = 0; b < portable::kTaskBuckets; ++b) tasks[b] = __ldcg(&list.counters->block_tasks[b]);
+#pragma unroll
+    for (int b = 0; b < portable::kTaskBuckets; ++b) all += tasks[b];
+    if (all == 0) return false;
     if (threadIdx.x == 0) {
+      std::uint32_t end = 0;
+#pragma unroll
+      for (int b = portable::kTaskBuckets - 1; b >= 0; --b) tail.bucket_end[b] = end += tasks[b];
       for (int i = 0; i < Plan::kResidents; ++i) {
         barrier_init(shared_address(&tail.resident_full[i]), 1);
         barrier_init(shared_address(&tail.resident_empty[i]), 8);  // one arrival per consumer warp
@@ -98,32 +118,15 @@ struct StreamMemory {
       }
       barrier_init_fence();
     }
+    for (int i = static_cast<int>(threadIdx.x); i < kTileColumnBytes / static_cast<int>(sizeof(uint4));
+         i += kStreamThreads) {
+      tail.zeros[i] = make_uint4(0, 0, 0, 0);
+    }
+    fence_shared_for_copies();
     __syncthreads();
+    return true;
   }
 };
-
-// The next task of a list, heaviest bucket first; false when there is none.
-__device__ inline bool claim_task(const portable::TaskList& list, portable::BackwardTask& task) {
-  std::uint32_t claimed = atomicAdd(&list.counters->claims, 1u);
-#pragma unroll 1
-  for (int bucket = portable::kTaskBuckets - 1; bucket >= 0; --bucket) {
-    const std::uint32_t tasks = list.counters->block_tasks[bucket];
-    if (claimed < tasks) {
-      task = list.tasks[bucket * list.capacity + claimed];
-      return true;
-    }
-    claimed -= tasks;
-  }
-  return false;
-}
-
-// Whether a list has no task at all.
-__device__ __forceinline__ bool is_empty(const portable::TaskList& list) {
-  std::uint32_t tasks = 0;
-#pragma unroll
-  for (int bucket = 0; bucket < portable::kTaskBuckets; ++bucket) tasks |= list.counters->block_tasks[bucket];
-  return tasks == 0;
-}
 
 // Begins to copy 64 rows of a tensor.
 template <int kHeadDim>
@@ -133,6 +136,29 @@ __device__ __forceinline__ void copy_rows(std::uint32_t destination, const CUten
   for (int half = 0; half < kHeadDim / 64; ++half) {
     copy_tile(destination + half * kTileColumnBytes, map, barrier, half * 64, row, head, batch);
   }
+}
+
+// Begins to write zeros to `row` .. `row` + 127 of a gradient.
+template <int kHeadDim>
+__device__ __forceinline__ void store_zeros(const StreamMemory<kHeadDim>& memory, const CUtensorMap& map, int row,
+                                            int rows, int head, int batch) {
+  const std::uint32_t zeros = shared_address(memory.tail.zeros);
+#pragma unroll
+  for (int tile = 0; tile < 2; ++tile) {
+    if (row + tile * kTileRows >= rows) break;
+#pragma unroll
+    for (int half = 0; half < kHeadDim / 64; ++half) {
+      store_tile(zeros, map, half * 64, row + tile * kTileRows, head, batch);
+    }
+  }
+}
+
+// Calls store(block) for this thread's share of the empty blocks. By all producer warps.
+template <class Store>
+__device__ __forceinline__ void for_empty_blocks(const portable::TaskList& list, Store store) {
+  const std::uint32_t blocks = __ldcg(&list.counters->block_tasks[0]);
+  const std::uint32_t first = (threadIdx.x % (32 * kProducerWarps)) * gridDim.x + blockIdx.x;
+  for (std::uint32_t i = first; i < blocks; i += 32 * kProducerWarps * gridDim.x) store(list.tasks[i]);
 }
 
 // The producers' side of the two rings: four warps, each of which fills every fourth stage, because the factors of a
@@ -145,27 +171,53 @@ struct StreamProducer {
   SlotRing<Plan::kStages> stages{1};
   SlotRing<Plan::kResidents> residents{1};
   int task = 0;
+  std::uint32_t claimed = 0;  // of the leader
 
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x >> 5) % kProducerWarps; }
   __device__ __forceinline__ static bool leads() { return threadIdx.x % 32 == 0; }
 
+  __device__ __forceinline__ StreamProducer(const StreamMemory<kHeadDim>& memory, const portable::TaskList& list)
+      : memory(memory) {
+    if (warp() == 0 && leads()) claimed = atomicAdd(&list.counters->claims, 1u);
+  }
+
+  // The next task, heaviest bucket first; false when there is none. The claim after it is under way when this returns.
   __device__ __forceinline__ bool next_task(const portable::TaskList& list, portable::BackwardTask& next) {
     auto& claim = memory.tail.claim[task++ & 1];
-    if (warp() == 0 && leads()) claim.valid = claim_task(list, claim.task);
+    if (warp() == 0 && leads()) {
+      const std::uint32_t(&ends)[portable::kTaskBuckets] = memory.tail.bucket_end;
+      claim.valid = claimed < ends[0];
+      if (claim.valid) {
+        int bucket = portable::kTaskBuckets - 1;
+        while (claimed >= ends[bucket]) --bucket;
+        const std::uint32_t begin = bucket == portable::kTaskBuckets - 1 ? 0u : ends[bucket + 1];
+        claim.task = list.tasks[bucket * list.capacity + claimed - begin];
+        claimed = atomicAdd(&list.counters->claims, 1u);
+      }
+    }
     named_barrier_sync(3, 32 * kProducerWarps);
     next = claim.task;
     return claim.valid;
   }
 
-  // Hands the consumers a part with its resident rows, 128 of each of two tensors.
+  // Hands the consumers a part with its resident rows, 128 of each of two tensors; `row_of(n)` tells of the n-th.
+  template <class RowOf>
   __device__ __forceinline__ void begin_part(const StreamPart& part, const CUtensorMap& first,
-                                             const CUtensorMap& second) {
+                                             const CUtensorMap& second, RowOf row_of) {
     const int slot = residents.slot;
     const std::uint32_t phase = residents.phase;
     residents.advance();
-    if (warp() != 0 || !leads()) return;
+    if (warp() != 0) return;
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    ResidentRow rows[2 * kTileRows / 32];
+#pragma unroll
+    for (int n = 0; n < 2 * kTileRows / 32; ++n) rows[n] = row_of(part.block * 2 * kTileRows + lane + 32 * n);
     const std::uint32_t full = shared_address(&memory.tail.resident_full[slot]);
     barrier_wait(shared_address(&memory.tail.resident_empty[slot]), phase);
+#pragma unroll
+    for (int n = 0; n < 2 * kTileRows / 32; ++n) memory.tail.resident[slot][lane + 32 * n] = rows[n];
+    __syncwarp();
+    if (!leads()) return;
     memory.tail.part[slot] = part;
     barrier_arrive_expect(full, Plan::kResidentBytes);
     for (int tile = 0; tile < 2; ++tile) {
@@ -311,10 +363,11 @@ __device__ __forceinline__ bool any_spoiled(const float (&sums)[kSize]) {
 
 // Undoes the L2 norm of a warpgroup's 64 rows, whose gradients with respect to the unit vectors (times kWeightScale)
 // lie in `sums`, and stores them. dx = (du - u <u, du>) / |x| with u = x f: the part along x is x f^2 <x, du>. `tile`:
-// the raw rows in shared memory; `factors`: 1 / max(|x|, 1e-12) of the tile's rows.
+// the raw rows in shared memory; `residents`: what is known of them.
 template <typename Element, int kHeadDim>
-__device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t tile, const float* factors, int rows,
-                                               Element* target, std::int64_t row_stride, float (&sums)[kHeadDim / 2]) {
+__device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t tile, const ResidentRow* residents,
+                                               int rows, Element* target, std::int64_t row_stride,
+                                               float (&sums)[kHeadDim / 2]) {
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
   const int row = warp * 16 + (lane >> 2);
   const auto fragment_address = [&](int k) {  // of the lane's row at depth 16 k
@@ -322,7 +375,7 @@ __device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t til
   };
   float along[2] = {0.0f, 0.0f}, factor[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) factor[h] = row + 8 * h < rows ? factors[row + 8 * h] : 0.0f;
+  for (int h = 0; h < 2; ++h) factor[h] = residents[row + 8 * h].factor;
   if (normalize) {
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
