@@ -13,6 +13,7 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
+#include "attention/cuda/sm90/dense_steps.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
@@ -110,17 +111,6 @@ __device__ __forceinline__ void dense_producer(const ForwardArguments& a, std::u
   }
 }
 
-// Every slice that the rows see counts as live: the backward finds out itself which are.
-__device__ __forceinline__ void write_full_index(const ForwardArguments& a, const DenseJob& job, int row_tile) {
-  const int last_slice = (a.position_offset + min((row_tile + 1) * kRowTile, a.query_length) - 1) / kSliceKeys;
-  std::uint32_t* words =
-      a.index + a.index_layout.word_offset(0, job.head, static_cast<std::int64_t>(job.batch) * a.row_tiles + row_tile);
-  for (int w = static_cast<int>(threadIdx.x & 127); w <= last_slice / 32; w += 128) {
-    const int left = last_slice - w * 32;
-    words[w] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
-  }
-}
-
 // Turns of the tensor cores between the two warpgroups (named barriers 2 and 3).
 __device__ __forceinline__ void take_turn(int warpgroup) { named_barrier_sync(2 + warpgroup, 256); }
 __device__ __forceinline__ void pass_turn(int warpgroup) { named_barrier_arrive(3 - warpgroup, 256); }
@@ -207,7 +197,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
         for (int i = 0; i < 64; ++i) survivors[part][(i >> 1) & 1] += t[i] > 0.0f ? 1 : 0;
       }
       if (lists[part].lists()) {
-        lists[part].add(t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
+        lists[part].add(a, t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
       }
       weigh<Element, kSquare>(t, a.power, weights);
     };
@@ -308,8 +298,9 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
           }
         }
       }
-      lists[part].finish();
-      if (a.index != nullptr && tile_row < a.query_length) write_full_index(a, job, tile_row / kRowTile);
+      lists[part].finish(a);
+      if (a.index != nullptr && tile_row < a.query_length)
+        write_full_index(a, job.batch, job.head, tile_row / kRowTile);
     }
   }
 }

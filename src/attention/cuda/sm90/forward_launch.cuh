@@ -44,8 +44,15 @@ Status launch_exact(const ForwardArguments& a, int processors, cudaStream_t stre
     return s;
   }
   if constexpr (kViews == 1) {
-    using Dense = DensePlan<kHeadDim>;
-    if (a.dense_kernel) {
+    if constexpr (kDenseBySteps<kHeadDim>) {
+      if (!a.dense_kernel) return {};
+      using Dense = DenseStepPlan<kHeadDim>;
+      return launch_kernel(dense_steps<Element, kSquare, Dense>, "dense", processors, Dense::kThreads,
+                           Dense::kSharedBytes, true, a, stream);
+    }
+    if constexpr (!kDenseBySteps<kHeadDim>) {
+      if (!a.dense_kernel) return {};
+      using Dense = DensePlan<kHeadDim>;
       return launch_kernel(dense<Element, kHeadDim, kSquare>, "dense", processors, Dense::kThreads, Dense::kSharedBytes,
                            true, a, stream);
     }

@@ -29,22 +29,19 @@ class ListWriter {
  public:
   __device__ __forceinline__ bool lists() const { return lists_; }
 
-  // `row`: that of g, counted in the sequence; `head_of_all`: batch * query_heads + query head.
+  // `row`: that of g, counted in the sequence; `head_of_all`: batch * query_heads + query head. Addresses are computed
+  // when they are needed: they would hold registers around the loop over keys.
   __device__ __forceinline__ void begin(const ForwardArguments& a, int view, int head_of_all, int row) {
     lists_ = a.index != nullptr && a.lists.rows != nullptr && a.lists_wanted;
     count_ = 0;
-    if (!lists_) return;
-    const std::int64_t head =
-        (static_cast<std::int64_t>(view) * a.query_heads + head_of_all % a.query_heads) * a.batch +
-        head_of_all / a.query_heads;
-    complete_ = a.lists.complete + head;
-    rows_ = a.lists.rows + (head * a.query_length + row) * kListWords;
-    left_ = a.query_length - row;
+    head_ = (view * a.query_heads + head_of_all % a.query_heads) * a.batch + head_of_all / a.query_heads;
+    row_ = row;
   }
 
   // Excesses of 16-key slices (wgmma.cuh), of which `slices` (live_slices of the whole warp) hold a survivor.
   template <int kSize>
-  __device__ __forceinline__ void add(const float (&t)[kSize], std::uint32_t slices, int first_key) {
+  __device__ __forceinline__ void add(const ForwardArguments& a, const float (&t)[kSize], std::uint32_t slices,
+                                      int first_key) {
     if (!lists_ || slices == 0) return;
 #pragma unroll
     for (int slice = 0; slice < kSize / 8; ++slice) {
@@ -52,31 +49,38 @@ class ListWriter {
       float own[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i) own[i] = t[8 * slice + i];
-      add_slice(own, first_key + 16 * slice);
+      add_slice(a, own, first_key + 16 * slice);
     }
     if (__any_sync(0xffffffffu, (count_ & 0xffffu) > kListKeys || count_ >> 16 > kListKeys)) {
       lists_ = false;
-      if (lane() == 0) *complete_ = 0;
+      if (lane() == 0) a.lists.complete[head_] = 0;
     }
   }
 
   // After the last key.
-  __device__ __forceinline__ void finish() {
+  __device__ __forceinline__ void finish(const ForwardArguments& a) {
     if (!lists_ || (lane() & 3) != 0) return;
+    std::uint32_t* const list = row_list(a);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (8 * h < left_) rows_[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
+      if (row_ + 8 * h < a.query_length) list[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
     }
   }
 
  private:
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x & 31); }
 
+  __device__ __forceinline__ std::uint32_t* row_list(const ForwardArguments& a) const {
+    return a.lists.rows + (static_cast<std::int64_t>(head_) * a.query_length + row_) * kListWords;
+  }
+
   // Counts of the two rows go together, in the halves of a word.
-  __device__ __forceinline__ void add_slice(const float (&t)[8], int first_key) {
-    std::uint32_t survivors = 0;  // bit i: t[i]
+  __device__ __forceinline__ void add_slice(const ForwardArguments& a, const float (&t)[8], int first_key) {
+    std::uint32_t* const list = row_list(a);
+    const int left = a.query_length - row_;  // rows from row g to the end
+    std::uint32_t survivors = 0;             // bit i: t[i]
 #pragma unroll
-    for (int i = 0; i < 8; ++i) survivors |= !(t[i] <= 0.0f) && 8 * (i >> 1 & 1) < left_ ? 1u << i : 0u;
+    for (int i = 0; i < 8; ++i) survivors |= !(t[i] <= 0.0f) && 8 * (i >> 1 & 1) < left ? 1u << i : 0u;
     const int c = lane() & 3;
     const std::uint32_t own = __popc(survivors & 0x33u) | __popc(survivors & 0xccu) << 16;
     std::uint32_t sum = own;
@@ -92,14 +96,13 @@ class ListWriter {
       const std::uint32_t here = h == 0 ? place & 0xffffu : place >> 16;
       place += h == 0 ? 1u : 0x10000u;
       if (here < kListKeys) {
-        rows_[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
+        list[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
       }
     }
   }
 
-  std::uint32_t *complete_ = nullptr, *rows_ = nullptr;
   std::uint32_t count_ = 0;
-  int left_ = 0;  // rows from row g to the end
+  int head_ = 0, row_ = 0;
   bool lists_ = false;
 };
 
