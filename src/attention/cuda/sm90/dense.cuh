@@ -13,7 +13,6 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
-#include "attention/cuda/sm90/dense_steps.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
@@ -108,6 +107,17 @@ __device__ __forceinline__ void dense_producer(const ForwardArguments& a, std::u
         ring.advance();
       }
     }
+  }
+}
+
+// Every slice that the rows see counts as live: the backward finds out itself which are.
+__device__ __forceinline__ void write_full_index(const ForwardArguments& a, int batch, int head, int row_tile) {
+  const int last_slice = (a.position_offset + min((row_tile + 1) * kRowTile, a.query_length) - 1) / kSliceKeys;
+  std::uint32_t* words =
+      a.index + a.index_layout.word_offset(0, head, static_cast<std::int64_t>(batch) * a.row_tiles + row_tile);
+  for (int w = static_cast<int>(threadIdx.x & 127); w <= last_slice / 32; w += 128) {
+    const int left = last_slice - w * 32;
+    words[w] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
   }
 }
 

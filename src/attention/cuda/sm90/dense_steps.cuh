@@ -17,6 +17,7 @@
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
+#include "attention/cuda/sm90/slice_words.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
 namespace tda::cuda::sm90 {
@@ -38,7 +39,7 @@ struct StepPlan {
   static constexpr int kQueryBytes = kRows / 64 * kTileBytes;
   static constexpr int kSlotBytes = 2 * kTileBytes;
   static constexpr int kScaleBytes = kBlockKeys * 4;
-  static constexpr int kTailBytes = 256;
+  static constexpr int kTailBytes = 512;
   static constexpr int kSharedBytes = 1024 + 2 * kQueryBytes + kSlots * (kSlotBytes + kScaleBytes) + kTailBytes;
 };
 
@@ -54,7 +55,8 @@ constexpr bool kDenseBySteps = true;
 struct StepTail {
   std::uint64_t query_full[2], query_empty[2];
   std::uint64_t full[8], empty[8];
-  int job[2];  // row block * kJobsPerBlock + part of it, or -1
+  std::uint32_t slices[2 * 4 * 4];  // exchanges of SliceWords: halves x row tiles x warps
+  int job[2];                       // row block * kJobsPerBlock + part of it, or -1
 };
 
 struct StepJob {
@@ -134,17 +136,6 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
   }
 }
 
-// Every slice that the rows see counts as live: the backward finds out itself which are.
-__device__ __forceinline__ void write_full_index(const ForwardArguments& a, int batch, int head, int row_tile) {
-  const int last_slice = (a.position_offset + min((row_tile + 1) * kRowTile, a.query_length) - 1) / kSliceKeys;
-  std::uint32_t* words =
-      a.index + a.index_layout.word_offset(0, head, static_cast<std::int64_t>(batch) * a.row_tiles + row_tile);
-  for (int w = static_cast<int>(threadIdx.x & 127); w <= last_slice / 32; w += 128) {
-    const int left = last_slice - w * 32;
-    words[w] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
-  }
-}
-
 template <typename Element, bool kSquare, typename Plan>
 __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
                                               std::uint32_t scales, StepTail& tail) {
@@ -156,6 +147,8 @@ __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::ui
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int row_in_tile = warp * 16 + (lane >> 2);
   SlotRing<Plan::kSlots> ring(0);
+  SliceWords<kParts> index;
+  auto& exchange = reinterpret_cast<typename SliceWords<kParts>::Exchange*>(tail.slices)[warpgroup];
   for (int use = 0;; ++use) {
     const int query_slot = use & 1;
     barrier_wait(shared_address(&tail.query_full[query_slot]), (use >> 1) & 1);
@@ -246,10 +239,23 @@ __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::ui
 #pragma unroll
         for (int i = 0; i < 32; ++i) survivors[part][(i >> 1) & 1] += t[part][i] > 0.0f ? 1 : 0;
       }
-      if (lists[part].lists()) {
-        lists[part].add(a, t[part], __reduce_or_sync(0xffffffffu, live_slices(t[part])), step * kBlockKeys);
+      if (a.index != nullptr) {
+        const std::uint32_t slices = live_slices(t[part]);
+        index.add(part, slices, step);
+        if (lists[part].lists()) {
+          lists[part].add(a, t[part], __reduce_or_sync(0xffffffffu, slices), step * kBlockKeys);
+        }
       }
       raise<kSquare>(t[part], a.power);
+    };
+    const auto write_index = [&](int step, bool last) {
+      if (a.index == nullptr) return;
+      index.finish_block(step, last, exchange, 1 + warpgroup, [&](int part) -> std::uint32_t* {
+        const int tile = first_row / kRowTile + part;
+        if (tile >= a.row_tiles) return nullptr;
+        return a.index +
+               a.index_layout.word_offset(0, job.head, static_cast<std::int64_t>(job.batch) * a.row_tiles + tile);
+      });
     };
     const auto hold_all = [&] {
 #pragma unroll
@@ -265,6 +271,7 @@ __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::ui
       ring.advance();
     };
 
+    index.begin();
     // Steps of this warpgroup; the job's may be more.
     const int steps = visible_steps(a, first_row, kParts * kRowTile);
     if (steps > 0) {
@@ -281,6 +288,7 @@ __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::ui
         convert(part, 0, key_scales);
         round_weights<Element, kSquare>(t[part], weights[part]);
       }
+      write_index(0, steps == 1);
       finish_step();
     }
 #pragma unroll 1
@@ -301,6 +309,7 @@ __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::ui
       wgmma_wait<1>();
       hold(t[kParts - 1]);
       convert(kParts - 1, step, key_scales);
+      write_index(step, step == steps - 1);
       wgmma_wait<0>();
       hold_all();
       finish_step();
@@ -344,8 +353,6 @@ __device__ __forceinline__ void step_consumer(const ForwardArguments& a, std::ui
         }
       }
       lists[part].finish(a);
-      if (a.index != nullptr && tile_row < a.query_length)
-        write_full_index(a, job.batch, job.head, tile_row / kRowTile);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "attention/cuda/sm90/dense.cuh"
+#include "attention/cuda/sm90/dense_steps.cuh"
 #include "attention/cuda/sm90/forward_launch.h"
 #include "attention/cuda/sm90/prepare_keys.cuh"
 #include "attention/cuda/sm90/product.cuh"
