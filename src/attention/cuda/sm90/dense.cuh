@@ -162,7 +162,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
       std::uint32_t q[kSteps][4];
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) load_matrices(address[k] + part * kRowTile * 128, q[k]);
-      lists[part].begin(a, 0, job.batch * a.query_heads + job.head, first_row + part * kRowTile + row_in_tile);
+      lists[part].begin(a);
       rows[part] =
           prepare_queries<Element, kHeadDim>(a, a.beta[job.head], first_row + part * kRowTile + row_in_tile, q);
 #pragma unroll
@@ -207,7 +207,9 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
         for (int i = 0; i < 64; ++i) survivors[part][(i >> 1) & 1] += t[i] > 0.0f ? 1 : 0;
       }
       if (lists[part].lists()) {
-        lists[part].add(a, t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
+        const int list_row = first_row + part * kRowTile + row_in_tile;
+        lists[part].add(a, list_place(a, 0, job.batch, job.head, list_row), t,
+                        __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
       }
       weigh<Element, kSquare>(t, a.power, weights);
     };
@@ -308,7 +310,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
           }
         }
       }
-      lists[part].finish(a);
+      lists[part].finish(a, list_place(a, 0, job.batch, job.head, tile_row + row_in_tile));
       if (a.index != nullptr && tile_row < a.query_length)
         write_full_index(a, job.batch, job.head, tile_row / kRowTile);
     }

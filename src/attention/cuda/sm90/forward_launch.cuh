@@ -44,21 +44,16 @@ Status launch_exact(const ForwardArguments& a, int processors, cudaStream_t stre
       !s.ok()) {
     return s;
   }
-  if constexpr (kViews == 1) {
-    if constexpr (kDenseBySteps<kHeadDim>) {
-      if (!a.dense_kernel) return {};
-      using Dense = DenseStepPlan<kHeadDim>;
-      return launch_kernel(dense_steps<Element, kSquare, Dense>, "dense", processors, Dense::kThreads,
-                           Dense::kSharedBytes, true, a, stream);
-    }
-    if constexpr (!kDenseBySteps<kHeadDim>) {
-      if (!a.dense_kernel) return {};
-      using Dense = DensePlan<kHeadDim>;
-      return launch_kernel(dense<Element, kHeadDim, kSquare>, "dense", processors, Dense::kThreads, Dense::kSharedBytes,
-                           true, a, stream);
-    }
+  if (!a.dense_kernel) return {};
+  if constexpr (kViews == 2 || kDenseBySteps<kHeadDim>) {
+    using Dense = DenseStepPlan<kHeadDim, kViews>;
+    return launch_kernel(dense_steps<Element, kSquare, Dense>, "dense", processors, Dense::kThreads,
+                         Dense::kSharedBytes, true, a, stream);
+  } else {
+    using Dense = DensePlan<kHeadDim>;
+    return launch_kernel(dense<Element, kHeadDim, kSquare>, "dense", processors, Dense::kThreads, Dense::kSharedBytes,
+                         true, a, stream);
   }
-  return {};
 }
 
 template <typename Element, int kHeadDim>

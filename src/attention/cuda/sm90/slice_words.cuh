@@ -3,7 +3,8 @@
 //
 // Each thread collects the slices in which it holds a survivor itself, for 512 keys; then the four warps of the
 // warpgroup exchange their words through shared memory. The exchange area alternates, so that one barrier is enough: a
-// warp writes a half again only behind the barrier of the other half, which the reader passes after its reads.
+// warp writes a half again only behind the barrier of the other half, or of begin(), which the reader passes after its
+// reads.
 #pragma once
 
 #include "attention/cuda/common/barrier.cuh"
@@ -17,7 +18,9 @@ class SliceWords {
  public:
   using Exchange = std::uint32_t[2][kRuns][4];  // in shared memory, one for each warpgroup
 
-  __device__ __forceinline__ void begin() {
+  // Begins at block 0, called by the whole warpgroup.
+  __device__ __forceinline__ void begin(int barrier) {
+    named_barrier_sync(barrier, 128);
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) collected_[run] = 0;
   }
@@ -32,7 +35,7 @@ class SliceWords {
   __device__ __forceinline__ void finish_block(int block, bool last, Exchange& exchange, int barrier, Words&& words) {
     if ((block & 7) != 7 && !last) return;
     const int thread = static_cast<int>(threadIdx.x & 127);
-    auto& half = exchange[half_];
+    auto& half = exchange[block >> 3 & 1];
 #pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       const std::uint32_t word = __reduce_or_sync(0xffffffffu, collected_[run]);
@@ -45,12 +48,10 @@ class SliceWords {
       std::uint32_t* const run_words = words(thread);
       if (run_words != nullptr) run_words[block >> 3] = parts[0] | parts[1] | parts[2] | parts[3];
     }
-    half_ ^= 1;
   }
 
  private:
   std::uint32_t collected_[kRuns];
-  int half_ = 0;
 };
 
 }  // namespace tda::cuda::sm90
