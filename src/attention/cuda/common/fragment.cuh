@@ -93,6 +93,13 @@ __device__ __forceinline__ std::uint32_t pack_bytes(float a, float b, float c, f
   return __byte_perm(low, high, 0x5410);
 }
 
+// `x`, which all lanes of the warp must hold, in a form that the compiler knows to be the same in all of them: loops
+// that depend on it and addresses made of it then use uniform registers, from which products take their descriptors.
+template <typename T>
+__device__ __forceinline__ T uniform(T x) {
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
 // Sum over the four lanes that share a row of an accumulator.
 __device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);

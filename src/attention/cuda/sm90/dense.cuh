@@ -112,10 +112,10 @@ __device__ __forceinline__ void dense_producer(const ForwardArguments& a, std::u
 }
 
 // Every slice that the rows see counts as live: the backward finds out itself which are.
-__device__ __forceinline__ void write_full_index(const ForwardArguments& a, const DenseJob& job, int row_tile) {
+__device__ __forceinline__ void write_full_index(const ForwardArguments& a, int batch, int head, int row_tile) {
   const int last_slice = (a.position_offset + min((row_tile + 1) * kRowTile, a.query_length) - 1) / kSliceKeys;
   std::uint32_t* words =
-      a.index + a.index_layout.word_offset(0, job.head, static_cast<std::int64_t>(job.batch) * a.row_tiles + row_tile);
+      a.index + a.index_layout.word_offset(0, head, static_cast<std::int64_t>(batch) * a.row_tiles + row_tile);
   for (int w = static_cast<int>(threadIdx.x & 127); w <= last_slice / 32; w += 128) {
     const int left = last_slice - w * 32;
     words[w] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
@@ -163,7 +163,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
       std::uint32_t q[kSteps][4];
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) load_matrices(address[k] + part * kRowTile * 128, q[k]);
-      lists[part].begin(a, 0, job.batch * a.query_heads + job.head, first_row + part * kRowTile + row_in_tile);
+      lists[part].begin(a);
       rows[part] =
           prepare_queries<Element, kHeadDim>(a, a.beta[job.head], first_row + part * kRowTile + row_in_tile, q);
 #pragma unroll
@@ -208,7 +208,9 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
         for (int i = 0; i < 64; ++i) survivors[part][(i >> 1) & 1] += t[i] > 0.0f ? 1 : 0;
       }
       if (lists[part].lists()) {
-        lists[part].add(t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
+        const int list_row = first_row + part * kRowTile + row_in_tile;
+        lists[part].add(a, list_place(a, 0, job.batch, job.head, list_row), t,
+                        __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
       }
       weigh<Element, kSquare>(t, a.power, weights);
     };
@@ -309,8 +311,9 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
           }
         }
       }
-      lists[part].finish();
-      if (a.index != nullptr && tile_row < a.query_length) write_full_index(a, job, tile_row / kRowTile);
+      lists[part].finish(a, list_place(a, 0, job.batch, job.head, tile_row + row_in_tile));
+      if (a.index != nullptr && tile_row < a.query_length)
+        write_full_index(a, job.batch, job.head, tile_row / kRowTile);
     }
   }
 }

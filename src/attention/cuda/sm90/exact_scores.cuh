@@ -52,19 +52,34 @@ __device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, 
   return rows;
 }
 
-// scores (raw products of 8 n columns) -> t. `scales` is the shared address of 1/|k| of the first column.
+// 1/|k| of this thread's columns: pair n belongs to columns 8 n + 2 c and 8 n + 2 c + 1. `scales` is the shared address
+// of that of the first column.
+template <int kPairs>
+__device__ __forceinline__ void load_key_scales(std::uint32_t scales, float2 (&pairs)[kPairs]) {
+  const std::uint32_t first = scales + (threadIdx.x & 3) * 8;
+#pragma unroll
+  for (int n = 0; n < kPairs; ++n) pairs[n] = load_shared_float2(first + n * 32);
+}
+
+// scores (raw products of 8 n columns) -> t.
+template <int kSize>
+__device__ __forceinline__ void subtract_threshold(float (&scores)[kSize], const float2 (&scales)[kSize / 4],
+                                                   const QueryRows& rows) {
+#pragma unroll
+  for (int n = 0; n < kSize / 4; ++n) {
+    scores[4 * n] = fmaf(scores[4 * n], scales[n].x, -rows.threshold[0]);
+    scores[4 * n + 1] = fmaf(scores[4 * n + 1], scales[n].y, -rows.threshold[0]);
+    scores[4 * n + 2] = fmaf(scores[4 * n + 2], scales[n].x, -rows.threshold[1]);
+    scores[4 * n + 3] = fmaf(scores[4 * n + 3], scales[n].y, -rows.threshold[1]);
+  }
+}
+
 template <int kSize>
 __device__ __forceinline__ void subtract_threshold(float (&scores)[kSize], std::uint32_t scales,
                                                    const QueryRows& rows) {
-  const std::uint32_t first = scales + (threadIdx.x & 3) * 8;
-#pragma unroll
-  for (int n = 0; n < kSize / 4; ++n) {
-    const float2 scale = load_shared_float2(first + n * 32);
-    scores[4 * n] = fmaf(scores[4 * n], scale.x, -rows.threshold[0]);
-    scores[4 * n + 1] = fmaf(scores[4 * n + 1], scale.y, -rows.threshold[0]);
-    scores[4 * n + 2] = fmaf(scores[4 * n + 2], scale.x, -rows.threshold[1]);
-    scores[4 * n + 3] = fmaf(scores[4 * n + 3], scale.y, -rows.threshold[1]);
-  }
+  float2 pairs[kSize / 4];
+  load_key_scales(scales, pairs);
+  subtract_threshold(scores, pairs, rows);
 }
 
 // Hides keys behind `limit` for row g and `limit` + 8 for row g + 8, counted from the first column.
@@ -77,19 +92,28 @@ __device__ __forceinline__ void hide_future(float (&scores)[kSize], int limit) {
   }
 }
 
-// One view: t -> A fragments of max(t, 0)^p.
+// One view, in two halves: t -> t^p in place, negative where t is; then A fragments of max(t, 0)^p. Without kSquare the
+// first half rectifies.
+template <bool kSquare, int kSize>
+__device__ __forceinline__ void raise(float (&t)[kSize], float power) {
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) t[i] = kSquare ? t[i] * fabsf(t[i]) : rectified_power(t[i], power);
+}
+
 template <typename Element, bool kSquare, int kSize>
-__device__ __forceinline__ void weigh(const float (&t)[kSize], float power, std::uint32_t (&weights)[kSize / 8][4]) {
+__device__ __forceinline__ void round_weights(const float (&t)[kSize], std::uint32_t (&weights)[kSize / 8][4]) {
 #pragma unroll
   for (int i = 0; i < kSize / 2; ++i) {
-    const float x = t[2 * i];
-    const float y = t[2 * i + 1];
-    if constexpr (kSquare) {
-      weights[i / 4][i % 4] = pack_positive<Element>(x * fabsf(x), y * fabsf(y));
-    } else {
-      weights[i / 4][i % 4] = pack<Element>(rectified_power(x, power), rectified_power(y, power));
-    }
+    weights[i / 4][i % 4] =
+        kSquare ? pack_positive<Element>(t[2 * i], t[2 * i + 1]) : pack<Element>(t[2 * i], t[2 * i + 1]);
   }
+}
+
+// One view: t -> A fragments of max(t, 0)^p.
+template <typename Element, bool kSquare, int kSize>
+__device__ __forceinline__ void weigh(float (&t)[kSize], float power, std::uint32_t (&weights)[kSize / 8][4]) {
+  raise<kSquare>(t, power);
+  round_weights<Element, kSquare>(t, weights);
 }
 
 // Two views: t -> max(t, 0)^p in place.

@@ -89,7 +89,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.power = static_cast<float>(call.options.power);
   a.normalize = call.options.normalize;
   a.screening = !is_switched_off("TDA_SM90_SCREEN");
-  a.dense_kernel = a.views == 1 && !is_switched_off("TDA_SM90_DENSE");
+  a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
 }
 
 void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {

@@ -282,7 +282,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
     }
     ListWriter lists[kViews];
 #pragma unroll
-    for (int view = 0; view < kViews; ++view) lists[view].begin(a, view, head_of_all, first_row + row_in_tile);
+    for (int view = 0; view < kViews; ++view) lists[view].begin(a);
     int survivors[2] = {0, 0};
     float output[kHeadDim / 2];
 #pragma unroll
@@ -340,7 +340,8 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
             if (lane == 0 && slices != 0) atomicOr(&tail.slices, slices);
             named_barrier_sync(1, 128);
             if (threadIdx.x == 0) writer[view].add(block, tail.slices);
-            lists[view].add(t[view], slices, block * kBlockKeys);
+            lists[view].add(a, list_place(a, view, batch, head, first_row + row_in_tile), t[view], slices,
+                            block * kBlockKeys);
           }
         }
         if (a.survivors != nullptr) {
@@ -398,7 +399,8 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
       }
     }
 #pragma unroll
-    for (int view = 0; view < kViews; ++view) lists[view].finish();
+    for (int view = 0; view < kViews; ++view)
+      lists[view].finish(a, list_place(a, view, batch, head, first_row + row_in_tile));
     if (a.index != nullptr && threadIdx.x == 0) {
       const int last_key = a.position_offset + min(first_row + kRowTile, a.query_length) - 1;
 #pragma unroll

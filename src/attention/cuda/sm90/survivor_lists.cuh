@@ -25,58 +25,71 @@ __device__ __forceinline__ std::uint32_t live_slices(const float (&t)[kSize]) {
   return slices;
 }
 
+// Where the list of a thread's row g lies: cheap to say anew whenever it is needed, so that no register holds it around
+// the loop over keys.
+struct ListPlace {
+  int head;  // entry of lists.complete
+  int row;   // in the sequence
+};
+
+__device__ __forceinline__ ListPlace list_place(const ForwardArguments& a, int view, int batch, int head, int row) {
+  return {(view * a.query_heads + head) * a.batch + batch, row};
+}
+
 class ListWriter {
  public:
-  __device__ __forceinline__ bool lists() const { return lists_; }
+  __device__ __forceinline__ bool lists() const { return count_ != kNone; }
 
-  // `row`: that of g, counted in the sequence; `head_of_all`: batch * query_heads + query head.
-  __device__ __forceinline__ void begin(const ForwardArguments& a, int view, int head_of_all, int row) {
-    lists_ = a.index != nullptr && a.lists.rows != nullptr && a.lists_wanted;
-    count_ = 0;
-    if (!lists_) return;
-    const std::int64_t head =
-        (static_cast<std::int64_t>(view) * a.query_heads + head_of_all % a.query_heads) * a.batch +
-        head_of_all / a.query_heads;
-    complete_ = a.lists.complete + head;
-    rows_ = a.lists.rows + (head * a.query_length + row) * kListWords;
-    left_ = a.query_length - row;
+  __device__ __forceinline__ void begin(const ForwardArguments& a) {
+    count_ = a.index != nullptr && a.lists.rows != nullptr && a.lists_wanted ? 0 : kNone;
   }
 
   // Excesses of 16-key slices (wgmma.cuh), of which `slices` (live_slices of the whole warp) hold a survivor.
   template <int kSize>
-  __device__ __forceinline__ void add(const float (&t)[kSize], std::uint32_t slices, int first_key) {
-    if (!lists_ || slices == 0) return;
+  __device__ __forceinline__ void add(const ForwardArguments& a, const ListPlace& place, const float (&t)[kSize],
+                                      std::uint32_t slices, int first_key) {
+    if (!lists() || slices == 0) return;
 #pragma unroll
     for (int slice = 0; slice < kSize / 8; ++slice) {
       if ((slices >> slice & 1u) == 0) continue;
       float own[8];
 #pragma unroll
       for (int i = 0; i < 8; ++i) own[i] = t[8 * slice + i];
-      add_slice(own, first_key + 16 * slice);
+      add_slice(a, place, own, first_key + 16 * slice);
     }
     if (__any_sync(0xffffffffu, (count_ & 0xffffu) > kListKeys || count_ >> 16 > kListKeys)) {
-      lists_ = false;
-      if (lane() == 0) *complete_ = 0;
+      count_ = kNone;
+      if (lane() == 0) a.lists.complete[place.head] = 0;
     }
   }
 
   // After the last key.
-  __device__ __forceinline__ void finish() {
-    if (!lists_ || (lane() & 3) != 0) return;
+  __device__ __forceinline__ void finish(const ForwardArguments& a, const ListPlace& place) {
+    if (!lists() || (lane() & 3) != 0) return;
+    std::uint32_t* const list = row_list(a, place);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (8 * h < left_) rows_[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
+      if (place.row + 8 * h < a.query_length) list[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
     }
   }
 
  private:
+  static constexpr std::uint32_t kNone = 0xffffffffu;
+
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x & 31); }
 
+  __device__ __forceinline__ static std::uint32_t* row_list(const ForwardArguments& a, const ListPlace& place) {
+    return a.lists.rows + (static_cast<std::int64_t>(place.head) * a.query_length + place.row) * kListWords;
+  }
+
   // Counts of the two rows go together, in the halves of a word.
-  __device__ __forceinline__ void add_slice(const float (&t)[8], int first_key) {
-    std::uint32_t survivors = 0;  // bit i: t[i]
+  __device__ __forceinline__ void add_slice(const ForwardArguments& a, const ListPlace& at, const float (&t)[8],
+                                            int first_key) {
+    std::uint32_t* const list = row_list(a, at);
+    const int left = a.query_length - at.row;  // rows from row g to the end
+    std::uint32_t survivors = 0;               // bit i: t[i]
 #pragma unroll
-    for (int i = 0; i < 8; ++i) survivors |= !(t[i] <= 0.0f) && 8 * (i >> 1 & 1) < left_ ? 1u << i : 0u;
+    for (int i = 0; i < 8; ++i) survivors |= !(t[i] <= 0.0f) && 8 * (i >> 1 & 1) < left ? 1u << i : 0u;
     const int c = lane() & 3;
     const std::uint32_t own = __popc(survivors & 0x33u) | __popc(survivors & 0xccu) << 16;
     std::uint32_t sum = own;
@@ -92,15 +105,12 @@ class ListWriter {
       const std::uint32_t here = h == 0 ? place & 0xffffu : place >> 16;
       place += h == 0 ? 1u : 0x10000u;
       if (here < kListKeys) {
-        rows_[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
+        list[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
       }
     }
   }
 
-  std::uint32_t *complete_ = nullptr, *rows_ = nullptr;
-  std::uint32_t count_ = 0;
-  int left_ = 0;  // rows from row g to the end
-  bool lists_ = false;
+  std::uint32_t count_ = kNone;  // of both rows; kNone when this warp lists nothing (any more)
 };
 
 }  // namespace tda::cuda::sm90
