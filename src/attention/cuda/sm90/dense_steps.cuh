@@ -1,15 +1,20 @@
-// The dense forward: every visible block of the row blocks that the screen found dense; nothing is skipped.
+// The dense forward: every visible block of the row blocks that the screen found dense; nothing is skipped. One view or
+// two.
 //
-// Plan. Persistent, one block per multiprocessor: 2 or 4 consumer warpgroups, each with one or two parts of 64 query
-// rows (StepPlan), and a producer warp. A step is 64 keys.
-//   shared   2 query slots, kSlots slots of a step: the keys of step s and their 1/|k|, the values of step s - 1
-//   barriers query full/empty, slot full/empty; empties count one arrival per consumer warp
-// A warpgroup issues, at step s, Q K' of its parts and then P V of step s - 1, waits for Q K' alone and converts the
-// scores while P V runs; it rounds them to weights when P V has let go of the registers of the old ones. Nothing else
-// orders the warpgroups.
-// Registers a thread: for each part output D/2, scores 32, weights 16, and queries D/4 unless they are read from shared
-// memory by the products (kQueriesShared). Shared memory delivers 128 bytes a cycle: at D = 64 a step of 64 rows has
-// 256 cycles of products, in which K and V take 128, the copy engine 32 and 1/|k| 32; queries in shared memory 64 more.
+// Plan. Persistent, one block per multiprocessor: 2 consumer warpgroups (240 registers) and a producer warp (24). A
+// step is 64 keys. With one view and D = 64 a warpgroup owns two parts of 64 query rows (256 rows a job), else one
+// (128).
+//   shared   1 or 2 query slots (views x rows of a job), 3 to 8 slots of a step: keys of step s and their 1/|k| of each
+//            view, values of step s - 1                                                               ~195-215 KiB
+//   barriers query full/empty, slot full/empty; empties count one arrival per consumer warp; named barrier 1 +
+//            warpgroup for words of the survivor index
+// At step s a warpgroup issues Q K' of its sets (parts or views) and then P V of step s - 1, waits for Q K' alone and
+// converts the scores while P V runs; it rounds them to weights when P V has let go of the registers of the old ones.
+// Nothing else orders the warpgroups: each goes as far ahead as slots allow, and waits for and frees the slots behind
+// its own last step, too.
+// Registers a thread: D/2 of output and 16 of weights for each part, 32 of scores and D/4 of queries for each set.
+// Shared memory delivers 128 bytes a cycle: at D = 64 a step of 64 rows has 256 cycles of products, in which K and V
+// take 128, the copy engine 32 and 1/|k| 32; queries in shared memory (kQueriesShared) would take 64 more.
 #pragma once
 
 #include "attention/cuda/common/barrier.cuh"
@@ -68,7 +73,7 @@ struct StepTail {
 static_assert(sizeof(StepTail) <= 2560);
 
 struct StepJob {
-  int batch, head, first_row, steps;
+  int batch, head, first_row;
 };
 
 // Steps that `rows` rows from `first_row` see; 0 behind the end.
@@ -88,7 +93,6 @@ __device__ __forceinline__ StepJob step_job(const ForwardArguments& a, int job_o
   job.batch = head_of_all / a.query_heads;
   job.head = head_of_all % a.query_heads;
   job.first_row = block % a.row_blocks * kScreenRows + job_of_all % Plan::kJobsPerBlock * Plan::kRows;
-  job.steps = visible_steps(a, job.first_row, Plan::kRows);
   return job;
 }
 
@@ -119,6 +123,7 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
     const int job_of_all = a.dense_list[claimed / Plan::kJobsPerBlock] * Plan::kJobsPerBlock + part_of_block;
     tail.job[query_ring.slot] = job_of_all;
     const StepJob job = step_job<Plan>(a, job_of_all);
+    const int steps = visible_steps(a, job.first_row, Plan::kRows);
     const int key_head = job.head / a.heads_per_key;
     barrier_arrive_expect(query_full, Plan::kQueryBytes);
 #pragma unroll
@@ -128,17 +133,17 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
              a.query[view], query_full, job.first_row + tile * kRowTile, job.head, job.batch);
       }
     }
-    for (int step = 0; step < turns_of(job.steps); ++step) {
+    for (int step = 0; step < turns_of(steps); ++step) {
       barrier_wait(shared_address(&tail.empty[ring.slot]), ring.phase);
       const std::uint32_t full = shared_address(&tail.full[ring.slot]);
       const std::uint32_t tiles = slots + ring.slot * Plan::kSlotBytes;
       const int value_bytes = step > 0 ? Plan::kTileBytes : 0;
-      const int key_bytes = step < job.steps ? Plan::kViews * (Plan::kTileBytes + Plan::kScaleBytes) : 0;
+      const int key_bytes = step < steps ? Plan::kViews * (Plan::kTileBytes + Plan::kScaleBytes) : 0;
       barrier_arrive_expect(full, value_bytes + key_bytes);
       if (step > 0) {
         copy(tiles + Plan::kViews * Plan::kTileBytes, a.value, full, (step - 1) * kBlockKeys, key_head, job.batch);
       }
-      if (step < job.steps) {
+      if (step < steps) {
 #pragma unroll
         for (int view = 0; view < Plan::kViews; ++view) {
           const std::int64_t head_of_all = (view * a.batch + job.batch) * a.key_heads + key_head;
@@ -175,7 +180,8 @@ class StepConsumer {
 #pragma unroll 1
       for (int step = 1; step < steps; ++step) middle_step(step, steps);
       if (steps > 0) last_step();
-      for (int turn = turns_of(steps); turn < turns_of(job.steps); ++turn) {  // of the other warpgroups alone
+      const int job_steps = visible_steps(a, first_row - warpgroup * kParts * kRowTile, Plan::kRows);
+      for (int turn = turns_of(steps); turn < turns_of(job_steps); ++turn) {  // of the other warpgroups alone
         wait_for_slot();
         free_slot();
       }
@@ -333,7 +339,28 @@ class StepConsumer {
     wgmma_commit();
   }
 
-  // Scores of a set -> t, with everything that is recorded of them view by view.
+  __device__ __forceinline__ bool records() const {
+    return (reinterpret_cast<std::uintptr_t>(a.index) | reinterpret_cast<std::uintptr_t>(a.survivors)) != 0;
+  }
+
+  // What leaves the kernel beside the output: slices and lists of a set, survivors once all views are there.
+  __device__ __forceinline__ void record(int set, int step) {
+    if (a.index != nullptr) {
+      const std::uint32_t slices = live_slices(t[set]);
+      index.add(set, slices, step);
+      if (lists[set].lists()) {
+        lists[set].add(a, list_of(set), t[set], __reduce_or_sync(0xffffffffu, slices), step * kBlockKeys);
+      }
+    }
+    if (a.survivors == nullptr || view_of(set) != kViews - 1) return;
+    const int part = part_of(set);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      survivors[part][i >> 1 & 1] += t[part][i] > 0.0f || (kViews == 2 && t[kSets - 1][i] > 0.0f);
+    }
+  }
+
+  // Scores of a set -> t, recorded -> t^p; with two views the second set leaves their difference in the first.
   __device__ __forceinline__ void convert(int set, int step) {
     if constexpr (kKeepsRows) {
 #pragma unroll
@@ -344,18 +371,10 @@ class StepConsumer {
     if (step * kBlockKeys + kBlockKeys - 1 > position) {
       hide_future(t[set], position + row_in_tile - step * kBlockKeys);
     }
-    if (a.index != nullptr) {
-      const std::uint32_t slices = live_slices(t[set]);
-      index.add(set, slices, step);
-      if (lists[set].lists()) {
-        lists[set].add(a, list_of(set), t[set], __reduce_or_sync(0xffffffffu, slices), step * kBlockKeys);
-      }
-    }
+    if (records()) record(set, step);
     if constexpr (kViews == 1) {
-      count_survivors(part_of(set));
       raise<kSquare>(t[set], a.power);
     } else if (set == 1) {
-      count_survivors(0);
       if constexpr (kKeepsRows) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) ratio[h] = kept(kRatio, 0, h);
@@ -367,14 +386,6 @@ class StepConsumer {
     }
   }
 
-  __device__ __forceinline__ void count_survivors(int part) {
-    if (a.survivors == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      survivors[part][i >> 1 & 1] += t[part][i] > 0.0f || (kViews == 2 && t[kSets - 1][i] > 0.0f);
-    }
-  }
-
   __device__ __forceinline__ void round() {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
@@ -383,7 +394,7 @@ class StepConsumer {
   }
 
   __device__ __forceinline__ void write_index(int step, bool last) {
-    if (a.index == nullptr) return;
+    if (!records() || a.index == nullptr) return;
     auto& exchange = reinterpret_cast<typename SliceWords<kSets>::Exchange*>(tail.slices)[warpgroup];
     index.finish_block(step, last, exchange, 1 + warpgroup, [&](int set) -> std::uint32_t* {
       const int tile = first_row / kRowTile + part_of(set);
