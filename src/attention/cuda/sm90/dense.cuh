@@ -1,4 +1,4 @@
-// The dense forward: every visible block of the row blocks that the screen found dense; nothing is skipped.
+// The dense forward by turns, one view; dense_steps.cuh does the same by steps, and kDenseBySteps there chooses.
 //
 // Plan. Persistent, one block per multiprocessor: 2 consumer warpgroups (240 registers) and a producer warp (24). At
 // D = 64 a warpgroup owns two parts of 64 query rows (256 rows a job), at D = 128 one (128 rows a job).

@@ -1,164 +1,38 @@
-// The dense forward: every visible block of the row blocks that the screen found dense; nothing is skipped.
+// The dense forward: every visible block of the row blocks that the screen found dense; nothing is skipped. One view or
+// two.
 //
-// Plan. Persistent, one block per multiprocessor: 2 or 4 consumer warpgroups, each with one or two parts of 64 query
-// rows (StepPlan), and a producer warp. A step is 64 keys.
-//   shared   2 query slots, kSlots slots of a step: the keys of step s and their 1/|k|, the values of step s - 1
-//   barriers query full/empty, slot full/empty; empties count one arrival per consumer warp
-// A warpgroup issues, at step s, Q K' of its parts and then P V of step s - 1, waits for Q K' alone and converts the
-// scores while P V runs; it rounds them to weights when P V has let go of the registers of the old ones. Nothing else
-// orders the warpgroups.
-// Registers a thread: for each part output D/2, scores 32, weights 16, and queries D/4 unless they are read from shared
-// memory by the products (kQueriesShared). Shared memory delivers 128 bytes a cycle: at D = 64 a step of 64 rows has
-// 256 cycles of products, in which K and V take 128, the copy engine 32 and 1/|k| 32; queries in shared memory 64 more.
+// Plan. Persistent, one block per multiprocessor: 2 consumer warpgroups (240 registers) and a producer warp (24). A
+// step is 64 keys. With one view and D = 64 a warpgroup owns two parts of 64 query rows (256 rows a job), else one
+// (128).
+//   shared   1 or 2 query slots (views x rows of a job), 3 to 8 slots of a step: keys of step s and their 1/|k| of each
+//            view, values of step s - 1                                                               ~195-215 KiB
+//   barriers query full/empty, slot full/empty; empties count one arrival per consumer warp; named barrier 1 +
+//            warpgroup for words of the survivor index
+// At step s a warpgroup issues Q K' of its sets (parts or views) and then P V of step s - 1, waits for Q K' alone and
+// converts the scores while P V runs; it rounds them to weights when P V has let go of the registers of the old ones.
+// Nothing else orders the warpgroups: each goes as far ahead as slots allow, and waits for and frees the slots behind
+// its own last step, too.
+// Registers a thread: D/2 of output and 16 of weights for each part, 32 of scores and D/4 of queries for each set.
+// Shared memory delivers 128 bytes a cycle: at D = 64 a step of 64 rows has 256 cycles of products, in which K and V
+// take 128, the copy engine 32 and 1/|k| 32; queries in shared memory (kQueriesShared) would take 64 more.
 #pragma once
 
-#include "attention/cuda/common/barrier.cuh"
-#include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/kernel_order.cuh"
+#include "attention/cuda/sm90/dense_producer.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/slice_words.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
 namespace tda::cuda::sm90 {
 
-template <int kHeadDim_, int kViews_, int kWarpgroups_, int kParts_, bool kQueriesShared_>
-struct StepPlan {
-  static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kViews = kViews_;
-  static constexpr int kWarpgroups = kWarpgroups_;
-  static constexpr int kParts = kParts_;  // of 64 rows, a warpgroup
-  static constexpr bool kQueriesShared = kQueriesShared_;
-  static constexpr int kConsumers = kWarpgroups * 128;
-  static constexpr int kThreads = kConsumers + 128;
-  static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : 240;
-  static constexpr int kProducerRegisters = kWarpgroups == 4 ? 32 : 24;
-  static constexpr int kRows = kWarpgroups * kParts * kRowTile;  // a job
-  static constexpr int kJobsPerBlock = kScreenRows / kRows;
-  static constexpr int kSets = kParts * kViews;         // of 64 x 64 scores, a warpgroup
-  static constexpr int kTileBytes = 64 * kHeadDim * 2;  // 64 rows of q, k or v: D/64 blocks of 8 KiB
-  // Queries that go to registers leave their slot at once.
-  static constexpr int kQuerySlots = kViews * kHeadDim == 256 ? 1 : 2;
-  static constexpr int kQueryTiles = kRows / kRowTile;  // of each view
-  static constexpr int kQueryBytes = kViews * kQueryTiles * kTileBytes;
-  static constexpr int kSlots = kViews == 1 ? (kHeadDim == 64 ? 8 : 4) : (kHeadDim == 64 ? 6 : 3);
-  static constexpr int kSlotBytes = (kViews + 1) * kTileBytes;  // keys of each view, values
-  static constexpr int kScaleBytes = kBlockKeys * 4;            // of one view
-  static constexpr int kTailBytes = 2560;
-  static constexpr int kSharedBytes =
-      1024 + kQuerySlots * kQueryBytes + kSlots * (kSlotBytes + kViews * kScaleBytes) + kTailBytes;
-  static_assert(kSets <= 2 && kSharedBytes <= 227 * 1024);
-};
-
-// The plan of a problem. Four warpgroups hide the conversions better than two (D = 64, T = 16384, all pairs computed: 2.74
-// ms against 2.84 on an H200), but have room for 32 scores and 64 bytes of output a thread only; two with two parts each
-// (<64, 1, 2, 2, false>) were measured beside them.
-template <int kHeadDim, int kViews>
-using DenseStepPlan = std::conditional_t<kHeadDim == 64 && kViews == 1, StepPlan<64, 1, 4, 1, true>,
-                                         StepPlan<kHeadDim, kViews, 2, 1, false>>;
-
-struct StepTail {
-  std::uint64_t query_full[2], query_empty[2];
-  std::uint64_t full[8], empty[8];
-  std::uint32_t slices[2 * 4 * 4];  // exchanges of SliceWords: halves x sets of all warpgroups x warps
-  float row[8][kRowTile];           // what consumers keep here of each row for want of registers
-  int job[2];                       // row block * kJobsPerBlock + part of it, or -1
-};
-
-static_assert(sizeof(StepTail) <= 2560);
-
-struct StepJob {
-  int batch, head, first_row, steps;
-};
-
-// Steps that `rows` rows from `first_row` see; 0 behind the end.
-__device__ __forceinline__ int visible_steps(const ForwardArguments& a, int first_row, int rows) {
-  if (first_row >= a.query_length) return 0;
-  return (a.position_offset + min(first_row + rows, a.query_length) - 1) / kBlockKeys + 1;
-}
-
-// Slots that `steps` steps take: the last holds values alone.
-__device__ __forceinline__ int turns_of(int steps) { return steps > 0 ? steps + 1 : 0; }
-
-template <typename Plan>
-__device__ __forceinline__ StepJob step_job(const ForwardArguments& a, int job_of_all) {
-  const int block = job_of_all / Plan::kJobsPerBlock;
-  const int head_of_all = block / a.row_blocks;
-  StepJob job;
-  job.batch = head_of_all / a.query_heads;
-  job.head = head_of_all % a.query_heads;
-  job.first_row = block % a.row_blocks * kScreenRows + job_of_all % Plan::kJobsPerBlock * Plan::kRows;
-  job.steps = visible_steps(a, job.first_row, Plan::kRows);
-  return job;
-}
-
-template <typename Plan>
-__device__ __forceinline__ void step_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
-                                              std::uint32_t scales, StepTail& tail) {
-  const int jobs = a.counters->dense_jobs * Plan::kJobsPerBlock;
-  SlotRing<Plan::kSlots> ring(1);
-  const auto copy = [&](std::uint32_t destination, const CUtensorMap& map, std::uint32_t full, int row, int head,
-                        int batch) {
-#pragma unroll
-    for (int half = 0; half < Plan::kHeadDim / 64; ++half) {
-      copy_tile(destination + half * 8192, map, full, half * 64, row, head, batch);
-    }
-  };
-  SlotRing<Plan::kQuerySlots> query_ring(1);
-  for (;; query_ring.advance()) {
-    const int claimed = atomicAdd(&a.counters->dense_claims, 1);
-    const std::uint32_t query_full = shared_address(&tail.query_full[query_ring.slot]);
-    barrier_wait(shared_address(&tail.query_empty[query_ring.slot]), query_ring.phase);
-    if (claimed >= jobs) {
-      tail.job[query_ring.slot] = -1;
-      barrier_arrive(query_full);
-      return;
-    }
-    // The second half of a row block, which is longer, comes first.
-    const int part_of_block = Plan::kJobsPerBlock - 1 - claimed % Plan::kJobsPerBlock;
-    const int job_of_all = a.dense_list[claimed / Plan::kJobsPerBlock] * Plan::kJobsPerBlock + part_of_block;
-    tail.job[query_ring.slot] = job_of_all;
-    const StepJob job = step_job<Plan>(a, job_of_all);
-    const int key_head = job.head / a.heads_per_key;
-    barrier_arrive_expect(query_full, Plan::kQueryBytes);
-#pragma unroll
-    for (int view = 0; view < Plan::kViews; ++view) {
-      for (int tile = 0; tile < Plan::kQueryTiles; ++tile) {
-        copy(queries + query_ring.slot * Plan::kQueryBytes + (view * Plan::kQueryTiles + tile) * Plan::kTileBytes,
-             a.query[view], query_full, job.first_row + tile * kRowTile, job.head, job.batch);
-      }
-    }
-    for (int step = 0; step < turns_of(job.steps); ++step) {
-      barrier_wait(shared_address(&tail.empty[ring.slot]), ring.phase);
-      const std::uint32_t full = shared_address(&tail.full[ring.slot]);
-      const std::uint32_t tiles = slots + ring.slot * Plan::kSlotBytes;
-      const int value_bytes = step > 0 ? Plan::kTileBytes : 0;
-      const int key_bytes = step < job.steps ? Plan::kViews * (Plan::kTileBytes + Plan::kScaleBytes) : 0;
-      barrier_arrive_expect(full, value_bytes + key_bytes);
-      if (step > 0) {
-        copy(tiles + Plan::kViews * Plan::kTileBytes, a.value, full, (step - 1) * kBlockKeys, key_head, job.batch);
-      }
-      if (step < job.steps) {
-#pragma unroll
-        for (int view = 0; view < Plan::kViews; ++view) {
-          const std::int64_t head_of_all = (view * a.batch + job.batch) * a.key_heads + key_head;
-          copy(tiles + view * Plan::kTileBytes, a.key[view], full, step * kBlockKeys, key_head, job.batch);
-          copy_bytes(scales + (ring.slot * Plan::kViews + view) * Plan::kScaleBytes,
-                     a.key_scale + head_of_all * a.key_tiles * kScreenKeys + step * kBlockKeys, Plan::kScaleBytes,
-                     full);
-        }
-      }
-      ring.advance();
-    }
-  }
-}
-
 // What a consumer thread knows, and the stages of its work. A set is the scores of one part and view.
 template <typename Element, bool kSquare, typename Plan>
 class StepConsumer {
  public:
-  __device__ __forceinline__ StepConsumer(const ForwardArguments& arguments, std::uint32_t query_slots,
-                                          std::uint32_t slots, std::uint32_t scales, StepTail& shared_tail)
-      : a(arguments), tail(shared_tail), queries(query_slots), slots_(slots), scales_(scales) {}
+  __device__ __forceinline__ StepConsumer(const ForwardArguments& arguments, StepTail& shared_tail,
+                                          std::uint32_t query_slots, std::uint32_t step_slots,
+                                          std::uint32_t scale_slots)
+      : a(arguments), tail(shared_tail), queries(query_slots), slots(step_slots), scales(scale_slots) {}
 
   __device__ __forceinline__ void run() {
     for (; next_job(); ++use) {
@@ -174,7 +48,8 @@ class StepConsumer {
 #pragma unroll 1
       for (int step = 1; step < steps; ++step) middle_step(step, steps);
       if (steps > 0) last_step();
-      for (int turn = turns_of(steps); turn < turns_of(job.steps); ++turn) {  // of the other warpgroups alone
+      const int job_steps = visible_steps(a, first_row - warpgroup * kParts * kRowTile, Plan::kRows);
+      for (int turn = turns_of(steps); turn < turns_of(job_steps); ++turn) {  // of the other warpgroups alone
         wait_for_slot();
         free_slot();
       }
@@ -276,6 +151,11 @@ class StepConsumer {
       survivors[part][0] = survivors[part][1] = 0;
     }
     if (a.index != nullptr) index.begin(1 + warpgroup);
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int k = 0; k < kChunks; ++k) hold(q[set][k]);  // final before the fence of the first products
+    }
     if constexpr (Plan::kQueriesShared) {
       fence_shared_for_copies();  // products read shared memory as the copy engine does
       named_barrier_sync(1 + warpgroup, 128);
@@ -297,7 +177,7 @@ class StepConsumer {
 
   // Issues Q K' of a set, as a group of its own.
   __device__ __forceinline__ void issue_scores(int set) {
-    const std::uint32_t keys = slots_ + ring.slot * Plan::kSlotBytes + view_of(set) * Plan::kTileBytes;
+    const std::uint32_t keys = slots + ring.slot * Plan::kSlotBytes + view_of(set) * Plan::kTileBytes;
 #pragma unroll
     for (int k = 0; k < kChunks; ++k) {
       const std::uint64_t key = k_major_descriptor<128>(keys + k / 4 * 8192) + 2 * (k % 4);
@@ -321,7 +201,7 @@ class StepConsumer {
 
   // Issues P V of all parts, with the values of the step before.
   __device__ __forceinline__ void issue_product() {
-    const std::uint32_t values = slots_ + ring.slot * Plan::kSlotBytes + kViews * Plan::kTileBytes;
+    const std::uint32_t values = slots + ring.slot * Plan::kSlotBytes + kViews * Plan::kTileBytes;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
 #pragma unroll
@@ -332,17 +212,12 @@ class StepConsumer {
     wgmma_commit();
   }
 
-  // Scores of a set -> t, with everything that is recorded of them view by view.
-  __device__ __forceinline__ void convert(int set, int step) {
-    if constexpr (kKeepsRows) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) rows[set].threshold[h] = kept(kThreshold + set, 0, h);
-    }
-    subtract_threshold(t[set], scales_ + (ring.slot * kViews + view_of(set)) * Plan::kScaleBytes, rows[set]);
-    const int position = a.position_offset + first_row + part_of(set) * kRowTile;
-    if (step * kBlockKeys + kBlockKeys - 1 > position) {
-      hide_future(t[set], position + row_in_tile - step * kBlockKeys);
-    }
+  __device__ __forceinline__ bool records() const {
+    return (reinterpret_cast<std::uintptr_t>(a.index) | reinterpret_cast<std::uintptr_t>(a.survivors)) != 0;
+  }
+
+  // What leaves the kernel beside the output: slices and lists of a set, survivors once all views are there.
+  __device__ __forceinline__ void record(int set, int step) {
     if (a.index != nullptr) {
       const std::uint32_t slices = live_slices(t[set]);
       index.add(set, slices, step);
@@ -350,11 +225,29 @@ class StepConsumer {
         lists[set].add(a, list_of(set), t[set], __reduce_or_sync(0xffffffffu, slices), step * kBlockKeys);
       }
     }
+    if (a.survivors == nullptr || view_of(set) != kViews - 1) return;
+    const int part = part_of(set);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      survivors[part][i >> 1 & 1] += t[part][i] > 0.0f || (kViews == 2 && t[kSets - 1][i] > 0.0f);
+    }
+  }
+
+  // Scores of a set -> t, recorded -> t^p; with two views the second set leaves their difference in the first.
+  __device__ __forceinline__ void convert(int set, int step) {
+    if constexpr (kKeepsRows) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) rows[set].threshold[h] = kept(kThreshold + set, 0, h);
+    }
+    subtract_threshold(t[set], scales + (ring.slot * kViews + view_of(set)) * Plan::kScaleBytes, rows[set]);
+    const int position = a.position_offset + first_row + part_of(set) * kRowTile;
+    if (step * kBlockKeys + kBlockKeys - 1 > position) {
+      hide_future(t[set], position + row_in_tile - step * kBlockKeys);
+    }
+    if (records()) record(set, step);
     if constexpr (kViews == 1) {
-      count_survivors(part_of(set));
       raise<kSquare>(t[set], a.power);
     } else if (set == 1) {
-      count_survivors(0);
       if constexpr (kKeepsRows) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) ratio[h] = kept(kRatio, 0, h);
@@ -366,14 +259,6 @@ class StepConsumer {
     }
   }
 
-  __device__ __forceinline__ void count_survivors(int part) {
-    if (a.survivors == nullptr) return;
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      survivors[part][i >> 1 & 1] += t[part][i] > 0.0f || (kViews == 2 && t[kSets - 1][i] > 0.0f);
-    }
-  }
-
   __device__ __forceinline__ void round() {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
@@ -382,7 +267,7 @@ class StepConsumer {
   }
 
   __device__ __forceinline__ void write_index(int step, bool last) {
-    if (a.index == nullptr) return;
+    if (!records() || a.index == nullptr) return;
     auto& exchange = reinterpret_cast<typename SliceWords<kSets>::Exchange*>(tail.slices)[warpgroup];
     index.finish_block(step, last, exchange, 1 + warpgroup, [&](int set) -> std::uint32_t* {
       const int tile = first_row / kRowTile + part_of(set);
@@ -466,7 +351,7 @@ class StepConsumer {
 
   const ForwardArguments& a;
   StepTail& tail;
-  const std::uint32_t queries, slots_, scales_;
+  const std::uint32_t queries, slots, scales;
   const int warpgroup = uniform(static_cast<int>(threadIdx.x >> 7));
   const int warp = static_cast<int>(threadIdx.x >> 5) & 3;
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -514,7 +399,7 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) dense_steps(const __grid_co
     if (threadIdx.x == Plan::kConsumers) step_producer<Plan>(a, queries, slots, scales, tail);
   } else {
     grow_registers<Plan::kConsumerRegisters>();
-    StepConsumer<Element, kSquare, Plan>(a, queries, slots, scales, tail).run();
+    StepConsumer<Element, kSquare, Plan>(a, tail, queries, slots, scales).run();
   }
 }
 

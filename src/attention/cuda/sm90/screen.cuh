@@ -337,7 +337,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   for (int turn = 0;; ++turn) {
     int candidates = 0;
     int claimed = -1;
-    int outcome = 0;  // or kDenseVote, kUnscreened
+    int outcome = 0;  // or kDenseVote (of either view), kUnscreened
     for (int view = 0; view < a.views; ++view) {
       const int slot = query_use & 1;
       barrier_wait(shared_address(&tail.query_full[slot]), (query_use >> 1) & 1);
