@@ -1,351 +1,406 @@
-// The dense forward by turns, one view; dense_steps.cuh does the same by steps, and kDenseBySteps there chooses.
+// The dense forward: every visible block of the row blocks that the screen found dense; nothing is skipped. One view or
+// two.
 //
-// Plan. Persistent, one block per multiprocessor: 2 consumer warpgroups (240 registers) and a producer warp (24). At
-// D = 64 a warpgroup owns two parts of 64 query rows (256 rows a job), at D = 128 one (128 rows a job).
-//   shared   2 query slots, kSlots slots of 128 keys that hold K or V in turn, 1/|k| per slot                   ~195
-//   KiB barriers query full/empty, slot full/empty; empties count one arrival per consumer warp
-// The tensor work of a warpgroup comes in segments, [P V of the part before + Q K' of this part], each followed by the
-// conversion of scores to weights. The two warpgroups take turns: one converts while the other's segment runs. A turn
-// passes on as soon as the segment is issued.
-// Cycles of 64 rows x 128 keys: 512 (D = 64) or 1024 (D = 128) on the tensor cores, about 190 instructions a warp to
-// convert; power limits the clock before the tensor cores are full.
+// Plan. Persistent, one block per multiprocessor: consumer warpgroups of 64 query rows each and a producer warp. With
+// one view and D = 64 there are four (112 registers, producer 32; 256 rows a job), else two (240, 24; 128 rows). A step
+// is 64 keys.
+//   shared   1 or 2 query slots (views x rows of a job), 3 to 8 slots of a step: keys of step s and their 1/|k| of each
+//            view, values of step s - 1                                                               ~195-215 KiB
+//   barriers query full/empty, slot full/empty; empties count one arrival per consumer warp; named barrier 1 +
+//            warpgroup for words of the survivor index
+// At step s a warpgroup issues Q K' of its sets (parts or views) and then P V of step s - 1, waits for Q K' alone and
+// converts the scores while P V runs; it rounds them to weights when P V has let go of the registers of the old ones.
+// Nothing else orders the warpgroups: each goes as far ahead as slots allow, and waits for and frees the slots behind
+// its own last step, too.
+// Registers a thread: D/2 of output and 16 of weights for each part, 32 of scores and D/4 of queries for each set;
+// four warpgroups leave the queries in shared memory (kQueriesShared). That delivers 128 bytes a cycle: at D = 64 a
+// step of 64 rows has 256 cycles of products, in which K and V take 128, the copy engine 32, 1/|k| 32 and those
+// queries 64.
 #pragma once
 
-#include "attention/cuda/common/barrier.cuh"
-#include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/kernel_order.cuh"
+#include "attention/cuda/sm90/dense_producer.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
+#include "attention/cuda/sm90/slice_words.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
 namespace tda::cuda::sm90 {
 
-template <int kHeadDim>
-struct DensePlan {
-  static constexpr int kThreads = 384;
-  static constexpr int kParts = 128 / kHeadDim;        // of 64 rows, a warpgroup
-  static constexpr int kRows = 2 * kParts * kRowTile;  // a job
-  static constexpr int kJobsPerBlock = kScreenRows / kRows;
-  static constexpr int kKeys = 128;
-  static constexpr int kSlots = kHeadDim == 64 ? 8 : 4;
-  static constexpr int kQueryBytes = kRows * kHeadDim * 2;
-  static constexpr int kSlotBytes = kKeys * kHeadDim * 2;
-  static constexpr int kScaleBytes = kKeys * 4;
-  static constexpr int kSharedBytes = 1024 + 2 * kQueryBytes + kSlots * (kSlotBytes + kScaleBytes) + 256;
-};
+// What a consumer thread knows, and the stages of its work. A set is the scores of one part and view.
+template <typename Element, bool kSquare, typename Plan>
+class StepConsumer {
+ public:
+  __device__ __forceinline__ StepConsumer(const ForwardArguments& arguments, StepTail& shared_tail,
+                                          std::uint32_t query_slots, std::uint32_t step_slots,
+                                          std::uint32_t scale_slots)
+      : a(arguments), tail(shared_tail), queries(query_slots), slots(step_slots), scales(scale_slots) {}
 
-struct DenseTail {
-  std::uint64_t query_full[2], query_empty[2];
-  std::uint64_t full[8], empty[8];
-  int job[2];
-};
-
-struct DenseJob {
-  int batch, head, first_row, tiles;
-};
-
-// Job `claimed` of the dense list; the second half of a row block, which is longer, comes first.
-template <int kHeadDim>
-__device__ __forceinline__ DenseJob dense_job(const ForwardArguments& a, int claimed) {
-  using Plan = DensePlan<kHeadDim>;
-  const int block = a.dense_list[claimed / Plan::kJobsPerBlock];
-  const int part = Plan::kJobsPerBlock - 1 - claimed % Plan::kJobsPerBlock;
-  const int head_of_all = block / a.row_blocks;
-  DenseJob job;
-  job.batch = head_of_all / a.query_heads;
-  job.head = head_of_all % a.query_heads;
-  job.first_row = block % a.row_blocks * kScreenRows + part * Plan::kRows;
-  const int last_row = min(job.first_row + Plan::kRows, a.query_length) - 1;
-  job.tiles = job.first_row < a.query_length ? (a.position_offset + last_row) / Plan::kKeys + 1 : 0;
-  return job;
-}
-
-template <int kHeadDim>
-__device__ __forceinline__ void dense_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
-                                               std::uint32_t scales, DenseTail& tail) {
-  using Plan = DensePlan<kHeadDim>;
-  const int jobs = a.counters->dense_jobs * Plan::kJobsPerBlock;
-  SlotRing<Plan::kSlots> ring(1);
-  for (int use = 0;; ++use) {
-    const int claimed = atomicAdd(&a.counters->dense_claims, 1);
-    const int query_slot = use & 1;
-    const std::uint32_t query_full = shared_address(&tail.query_full[query_slot]);
-    barrier_wait(shared_address(&tail.query_empty[query_slot]), ((use >> 1) & 1) ^ 1);
-    tail.job[query_slot] = claimed < jobs ? claimed : -1;
-    if (claimed >= jobs) {
-      barrier_arrive(query_full);
-      return;
-    }
-    const DenseJob job = dense_job<kHeadDim>(a, claimed);
-    const int key_head = job.head / a.heads_per_key;
-    barrier_arrive_expect(query_full, Plan::kQueryBytes);
-#pragma unroll
-    for (int half = 0; half < kHeadDim / 64; ++half) {
-      for (int part = 0; part < Plan::kRows / 64; ++part) {
-        copy_tile(queries + query_slot * Plan::kQueryBytes + (half * Plan::kRows + part * 64) * 128, a.query[0],
-                  query_full, half * 64, job.first_row + part * 64, job.head, job.batch);
-      }
-    }
-    const float* key_scale =
-        a.key_scale + static_cast<std::int64_t>(job.batch * a.key_heads + key_head) * a.key_tiles * kScreenKeys;
-    for (int tile = 0; tile < job.tiles; ++tile) {
-#pragma unroll
-      for (int is_value = 0; is_value < 2; ++is_value) {
-        barrier_wait(shared_address(&tail.empty[ring.slot]), ring.phase);
-        const std::uint32_t full = shared_address(&tail.full[ring.slot]);
-        barrier_arrive_expect(full, Plan::kSlotBytes + (is_value ? 0 : Plan::kScaleBytes));
-#pragma unroll
-        for (int half = 0; half < kHeadDim / 64; ++half) {
-#pragma unroll
-          for (int part = 0; part < 2; ++part) {
-            copy_tile(slots + ring.slot * Plan::kSlotBytes + (half * Plan::kKeys + part * 64) * 128,
-                      is_value ? a.value : a.key[0], full, half * 64, tile * Plan::kKeys + part * 64, key_head,
-                      job.batch);
-          }
-        }
-        if (!is_value) {
-          copy_bytes(scales + ring.slot * Plan::kScaleBytes, key_scale + tile * Plan::kKeys, Plan::kScaleBytes, full);
-        }
-        ring.advance();
-      }
-    }
-  }
-}
-
-// Every slice that the rows see counts as live: the backward finds out itself which are.
-__device__ __forceinline__ void write_full_index(const ForwardArguments& a, int batch, int head, int row_tile) {
-  const int last_slice = (a.position_offset + min((row_tile + 1) * kRowTile, a.query_length) - 1) / kSliceKeys;
-  std::uint32_t* words =
-      a.index + a.index_layout.word_offset(0, head, static_cast<std::int64_t>(batch) * a.row_tiles + row_tile);
-  for (int w = static_cast<int>(threadIdx.x & 127); w <= last_slice / 32; w += 128) {
-    const int left = last_slice - w * 32;
-    words[w] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
-  }
-}
-
-// Turns of the tensor cores between the two warpgroups (named barriers 2 and 3).
-__device__ __forceinline__ void take_turn(int warpgroup) { named_barrier_sync(2 + warpgroup, 256); }
-__device__ __forceinline__ void pass_turn(int warpgroup) { named_barrier_arrive(3 - warpgroup, 256); }
-
-template <typename Element, int kHeadDim, bool kSquare>
-__device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
-                                               std::uint32_t scales, DenseTail& tail) {
-  using Plan = DensePlan<kHeadDim>;
-  constexpr int kSteps = kHeadDim / 16;
-  constexpr int kParts = Plan::kParts;
-  const int warp = static_cast<int>(threadIdx.x >> 5);
-  const int warpgroup = warp >> 2;
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  SlotRing<Plan::kSlots> ring(0);
-  if (warpgroup == 1) pass_turn(1);
-  for (int use = 0;; ++use) {
-    const int query_slot = use & 1;
-    barrier_wait(shared_address(&tail.query_full[query_slot]), (use >> 1) & 1);
-    const int claimed = tail.job[query_slot];
-    if (claimed < 0) return;
-    const DenseJob job = dense_job<kHeadDim>(a, claimed);
-    const int first_row = job.first_row + warpgroup * kParts * kRowTile;
-    const int row_in_tile = (warp & 3) * 16 + (lane >> 2);
-    const int first_position = a.position_offset + first_row;
-
-    std::uint32_t address[kSteps];
-#pragma unroll
-    for (int k = 0; k < kSteps; ++k) {
-      address[k] = queries + query_slot * Plan::kQueryBytes +
-                   ((k / 4) * Plan::kRows + warpgroup * kParts * kRowTile) * 128 +
-                   swizzled_offset<128>((warp & 3) * 16 + (lane & 15), (k % 4) * 2 + (lane >> 4));
-    }
-    QueryRows rows[kParts];
-    ListWriter lists[kParts];
-    float output[kParts][kHeadDim / 2];
-    int survivors[kParts][2] = {};
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      std::uint32_t q[kSteps][4];
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) load_matrices(address[k] + part * kRowTile * 128, q[k]);
-      lists[part].begin(a);
-      rows[part] =
-          prepare_queries<Element, kHeadDim>(a, a.beta[job.head], first_row + part * kRowTile + row_in_tile, q);
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) store_matrices(address[k] + part * kRowTile * 128, q[k]);
-#pragma unroll
-      for (int i = 0; i < kHeadDim / 2; ++i) output[part][i] = 0.0f;
-    }
-    __syncwarp();
-
-    float t[64];
-    std::uint32_t weights[8][4];
-    std::uint32_t q[kSteps][4];  // loaded anew for each segment, before the turn
-    auto load_queries = [&](int part) {
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) load_matrices(address[k] + part * kRowTile * 128, q[k]);
-    };
-    auto scores = [&](std::uint32_t keys) {
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-        const std::uint64_t key = k_major_descriptor<128>(keys + (k / 4) * Plan::kKeys * 128) + 2 * (k % 4);
-        if (k == 0) {
-          wgmma<Element, false, false>(t, q[k], key);
-        } else {
-          wgmma<Element, true, false>(t, q[k], key);
-        }
-      }
-    };
-    auto accumulate = [&](float(&sum)[kHeadDim / 2], std::uint32_t values) {
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        wgmma<Element, true, true>(sum, weights[k], mn_major_descriptor(values, Plan::kKeys * 128) + 128 * k);
-      }
-    };
-    auto convert = [&](int part, int tile, std::uint32_t key_scales) {
-      subtract_threshold(t, key_scales, rows[part]);
-      const int position = first_position + part * kRowTile;
-      if (tile * Plan::kKeys + Plan::kKeys - 1 > position) hide_future(t, position + row_in_tile - tile * Plan::kKeys);
-      if (a.survivors != nullptr) {
-#pragma unroll
-        for (int i = 0; i < 64; ++i) survivors[part][(i >> 1) & 1] += t[i] > 0.0f ? 1 : 0;
-      }
-      if (lists[part].lists()) {
-        const int list_row = first_row + part * kRowTile + row_in_tile;
-        lists[part].add(a, list_place(a, 0, job.batch, job.head, list_row), t,
-                        __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
-      }
-      weigh<Element, kSquare>(t, a.power, weights);
-    };
-    auto release = [&](int slot) {
-      if (lane == 0) barrier_arrive(shared_address(&tail.empty[slot]));
-    };
-
-    // Tiles that this warpgroup's last row sees; the other's may be one more.
-    const int last_row = min(first_row + kParts * kRowTile, a.query_length) - 1;
-    const int tiles = first_row < a.query_length ? (a.position_offset + last_row) / Plan::kKeys + 1 : 0;
-    int value_slot = 0;  // of the pending product
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int key_slot = ring.slot;
-      const std::uint32_t keys = slots + key_slot * Plan::kSlotBytes;
-      barrier_wait(shared_address(&tail.full[key_slot]), ring.phase);
-      ring.advance();
-      const int next_value_slot = ring.slot;
-      const std::uint32_t value_phase = ring.phase;
-      ring.advance();
-      load_queries(0);
-      hold(t);
-      hold(output[kParts - 1]);
-      take_turn(warpgroup);
-      if (tile > 0) {
-        accumulate(output[kParts - 1], slots + value_slot * Plan::kSlotBytes);
-        scores(keys);
-        wgmma_commit();
-        pass_turn(warpgroup);
-        wgmma_wait<0>();
-        hold(t);
-        hold(output[kParts - 1]);
-        release(value_slot);
-      } else {
-        scores(keys);
-        wgmma_commit();
-        pass_turn(warpgroup);
-        wgmma_wait<0>();
-        hold(t);
-      }
-      convert(0, tile, scales + key_slot * Plan::kScaleBytes);
-      barrier_wait(shared_address(&tail.full[next_value_slot]), value_phase);
-      value_slot = next_value_slot;
-      if constexpr (kParts == 2) {
-        load_queries(1);
-        hold(t);
-        hold(output[0]);
-        take_turn(warpgroup);
-        accumulate(output[0], slots + value_slot * Plan::kSlotBytes);
-        scores(keys);
-        wgmma_commit();
-        pass_turn(warpgroup);
-        wgmma_wait<0>();
-        hold(t);
-        hold(output[0]);
-        convert(1, tile, scales + key_slot * Plan::kScaleBytes);
-      }
-      release(key_slot);
-    }
-    if (tiles > 0) {
-      hold(output[kParts - 1]);
-      accumulate(output[kParts - 1], slots + value_slot * Plan::kSlotBytes);
-      wgmma_commit();
-      wgmma_wait<0>();
-      hold(output[kParts - 1]);
-      release(value_slot);
-    }
-    for (int tile = tiles; tile < job.tiles; ++tile) {  // tiles of the other warpgroup alone
+  __device__ __forceinline__ void run() {
+    for (; next_job(); ++use) {
+      read_queries();
+      // Steps of this warpgroup; the job's may be more.
+      const int steps = visible_steps(a, first_row, kParts * kRowTile);
+      if (steps > 0) first_step(steps);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        take_turn(warpgroup);
-        pass_turn(warpgroup);
-      }
 #pragma unroll
-      for (int is_value = 0; is_value < 2; ++is_value) {
-        barrier_wait(shared_address(&tail.full[ring.slot]), ring.phase);
-        release(ring.slot);
-        ring.advance();
+        for (int i = 0; i < kHeadDim / 2; ++i) output[part][i] = 0.0f;
+      }
+#pragma unroll 1
+      for (int step = 1; step < steps; ++step) middle_step(step, steps);
+      if (steps > 0) last_step();
+      const int job_steps = visible_steps(a, first_row - warpgroup * kParts * kRowTile, Plan::kRows);
+      for (int turn = turns_of(steps); turn < turns_of(job_steps); ++turn) {  // of the other warpgroups alone
+        wait_for_slot();
+        free_slot();
+      }
+      if constexpr (Plan::kQueriesShared) {
+        fence_shared_for_copies();
+        free_queries();
+      }
+      store_rows();
+    }
+  }
+
+ private:
+  static constexpr int kHeadDim = Plan::kHeadDim;
+  static constexpr int kViews = Plan::kViews;
+  static constexpr int kParts = Plan::kParts;
+  static constexpr int kSets = Plan::kSets;
+  static constexpr int kChunks = kHeadDim / 16;
+  __device__ static constexpr int part_of(int set) { return set / kViews; }
+  __device__ static constexpr int view_of(int set) { return set % kViews; }
+
+  __device__ __forceinline__ bool next_job() {
+    barrier_wait(shared_address(&tail.query_full[query_slot()]), use / Plan::kQuerySlots & 1);
+    const int job_of_all = uniform(tail.job[query_slot()]);
+    if (job_of_all < 0) return false;
+    job = step_job<Plan>(a, job_of_all);
+    first_row = job.first_row + warpgroup * kParts * kRowTile;
+    return true;
+  }
+
+  __device__ __forceinline__ unsigned query_slot() const { return use % Plan::kQuerySlots; }
+  __device__ __forceinline__ void free_queries() {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[query_slot()]));
+  }
+  __device__ __forceinline__ void wait_for_slot() { barrier_wait(shared_address(&tail.full[ring.slot]), ring.phase); }
+  __device__ __forceinline__ void free_slot() {
+    if (lane == 0) barrier_arrive(shared_address(&tail.empty[ring.slot]));
+    ring.advance();
+  }
+  __device__ __forceinline__ std::uint32_t query_tile(int set) const {
+    return queries + query_slot() * Plan::kQueryBytes +
+           (view_of(set) * Plan::kQueryTiles + warpgroup * kParts + part_of(set)) * Plan::kTileBytes;
+  }
+
+  __device__ __forceinline__ ListPlace list_of(int set) const {
+    return list_place(a, view_of(set), job.batch, job.head, first_row + part_of(set) * kRowTile + row_in_tile);
+  }
+
+  // What the consumers keep in shared memory of row g + 8 h of a part: the norm until the end of the job, and the rest
+  // where registers are shortest.
+  enum Kept { kNorm, kThreshold, kRatio = kThreshold + 2, kAllKept };
+  static constexpr bool kKeepsRows = kViews * kHeadDim == 256;
+  __device__ __forceinline__ float& kept(int what, int part, int h) {
+    constexpr int kStride = kKeepsRows ? kAllKept : 1;
+    return tail.row[(warpgroup * kParts + part) * kStride + what][row_in_tile + 8 * h];
+  }
+
+  // Scales the queries and prepares the rows of a job.
+  __device__ __forceinline__ void read_queries() {
+    int matrix_row = warp * 16 + (lane & 15);
+    asm volatile("" : "+r"(matrix_row));  // else its addresses take registers around the loop over jobs
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+      std::uint32_t address[kChunks];
+#pragma unroll
+      for (int k = 0; k < kChunks; ++k) {
+        address[k] = query_tile(set) + k / 4 * 8192 + swizzled_offset<128>(matrix_row, (k % 4) * 2 + (lane >> 4));
+        load_matrices(address[k], q[set][k]);
+      }
+      const int row = first_row + part_of(set) * kRowTile + row_in_tile;
+      lists[set].begin(a);
+      rows[set] = prepare_queries<Element, kHeadDim>(a, a.beta[job.head], row, q[set]);
+      if constexpr (Plan::kQueriesShared) {
+#pragma unroll
+        for (int k = 0; k < kChunks; ++k) store_matrices(address[k], q[set][k]);
       }
     }
-    fence_shared_for_copies();
+    if constexpr (kViews == 2) {
+      const float lambda = fminf(fmaxf(a.lambda[job.head], 0.0f), 1.0f);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        ratio[h] = lambda * inverse_power(rows[1].norm[h], a.power) / inverse_power(rows[0].norm[h], a.power);
+      }
+    }
     __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[query_slot]));
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if ((lane & 3) != 0) continue;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) kept(kNorm, part, h) = rows[part * kViews].norm[h];
+      if constexpr (kKeepsRows) {
+        kept(kThreshold, 0, h) = rows[0].threshold[h];
+        kept(kThreshold + 1, 0, h) = rows[1].threshold[h];
+        kept(kRatio, 0, h) = ratio[h];
+      }
+    }
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      survivors[part][0] = survivors[part][1] = 0;
+    }
+    if (a.index != nullptr) index.begin(1 + warpgroup);
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) {
+#pragma unroll
+      for (int k = 0; k < kChunks; ++k) hold(q[set][k]);  // final before the fence of the first products
+    }
+    if constexpr (Plan::kQueriesShared) {
+      fence_shared_for_copies();  // products read shared memory as the copy engine does
+      named_barrier_sync(1 + warpgroup, 128);
+    } else {
+      free_queries();
+    }
+  }
 
+  __device__ __forceinline__ void hold_all() {
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) hold(t[set]);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      hold(output[part]);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) hold(weights[part][k]);
+    }
+  }
+
+  // Issues Q K' of a set, as a group of its own.
+  __device__ __forceinline__ void issue_scores(int set) {
+    const std::uint32_t keys = slots + ring.slot * Plan::kSlotBytes + view_of(set) * Plan::kTileBytes;
+#pragma unroll
+    for (int k = 0; k < kChunks; ++k) {
+      const std::uint64_t key = k_major_descriptor<128>(keys + k / 4 * 8192) + 2 * (k % 4);
+      if constexpr (Plan::kQueriesShared) {
+        const std::uint64_t query = k_major_descriptor<128>(query_tile(set) + k / 4 * 8192) + 2 * (k % 4);
+        if (k == 0) {
+          wgmma<Element, false>(t[set], query, key);
+        } else {
+          wgmma<Element, true>(t[set], query, key);
+        }
+      } else {
+        if (k == 0) {
+          wgmma<Element, false, false>(t[set], q[set][k], key);
+        } else {
+          wgmma<Element, true, false>(t[set], q[set][k], key);
+        }
+      }
+    }
+    wgmma_commit();
+  }
+
+  // Issues P V of all parts, with the values of the step before.
+  __device__ __forceinline__ void issue_product() {
+    const std::uint32_t values = slots + ring.slot * Plan::kSlotBytes + kViews * Plan::kTileBytes;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        wgmma<Element, true, true>(output[part], weights[part][k], mn_major_descriptor(values, 8192) + 128 * k);
+      }
+    }
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ bool records() const {
+    return (reinterpret_cast<std::uintptr_t>(a.index) | reinterpret_cast<std::uintptr_t>(a.survivors)) != 0;
+  }
+
+  // What leaves the kernel beside the output: slices and lists of a set, survivors once all views are there.
+  __device__ __forceinline__ void record(int set, int step) {
+    if (a.index != nullptr) {
+      const std::uint32_t slices = live_slices(t[set]);
+      index.add(set, slices, step);
+      if (lists[set].lists()) {
+        lists[set].add(a, list_of(set), t[set], __reduce_or_sync(0xffffffffu, slices), step * kBlockKeys);
+      }
+    }
+    if (a.survivors == nullptr || view_of(set) != kViews - 1) return;
+    const int part = part_of(set);
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      survivors[part][i >> 1 & 1] += t[part][i] > 0.0f || (kViews == 2 && t[kSets - 1][i] > 0.0f);
+    }
+  }
+
+  // Scores of a set -> t, recorded -> t^p; with two views the second set leaves their difference in the first.
+  __device__ __forceinline__ void convert(int set, int step) {
+    if constexpr (kKeepsRows) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) rows[set].threshold[h] = kept(kThreshold + set, 0, h);
+    }
+    subtract_threshold(t[set], scales + (ring.slot * kViews + view_of(set)) * Plan::kScaleBytes, rows[set]);
+    const int position = a.position_offset + first_row + part_of(set) * kRowTile;
+    if (step * kBlockKeys + kBlockKeys - 1 > position) {
+      hide_future(t[set], position + row_in_tile - step * kBlockKeys);
+    }
+    if (records()) record(set, step);
+    if constexpr (kViews == 1) {
+      raise<kSquare>(t[set], a.power);
+    } else if (set == 1) {
+      if constexpr (kKeepsRows) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) ratio[h] = kept(kRatio, 0, h);
+      }
+      rectify<kSquare>(t[0], a.power);
+      rectify<kSquare>(t[1], a.power);
+#pragma unroll
+      for (int i = 0; i < 32; ++i) t[0][i] = fmaf(-ratio[i >> 1 & 1], t[1][i], t[0][i]);
+    }
+  }
+
+  __device__ __forceinline__ void round() {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      round_weights<Element, kSquare && kViews == 1>(t[part], weights[part]);
+    }
+  }
+
+  __device__ __forceinline__ void write_index(int step, bool last) {
+    if (!records() || a.index == nullptr) return;
+    auto& exchange = reinterpret_cast<typename SliceWords<kSets>::Exchange*>(tail.slices)[warpgroup];
+    index.finish_block(step, last, exchange, 1 + warpgroup, [&](int set) -> std::uint32_t* {
+      const int tile = first_row / kRowTile + part_of(set);
+      if (tile >= a.row_tiles) return nullptr;
+      return a.index + a.index_layout.word_offset(view_of(set), job.head,
+                                                  static_cast<std::int64_t>(job.batch) * a.row_tiles + tile);
+    });
+  }
+
+  __device__ __forceinline__ void first_step(int steps) {
+    wait_for_slot();
+    wgmma_fence();
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) issue_scores(set);
+    wgmma_wait<0>();
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) hold(t[set]);
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) convert(set, 0);
+    round();
+    write_index(0, steps == 1);
+    free_slot();
+  }
+
+  __device__ __forceinline__ void middle_step(int step, int steps) {
+    wait_for_slot();
+    hold_all();
+    wgmma_fence();
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) issue_scores(set);
+    issue_product();
+    if constexpr (kSets == 2) {
+      wgmma_wait<2>();
+      hold(t[0]);
+      convert(0, step);
+    }
+    wgmma_wait<1>();
+    hold(t[kSets - 1]);
+    convert(kSets - 1, step);
+    write_index(step, step == steps - 1);
+    wgmma_wait<0>();
+    hold_all();
+    free_slot();
+    round();
+  }
+
+  __device__ __forceinline__ void last_step() {
+    wait_for_slot();
+    hold_all();
+    wgmma_fence();
+    issue_product();
+    wgmma_wait<0>();
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) hold(output[part]);
+    free_slot();
+  }
+
+  __device__ __forceinline__ void store_rows() {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int tile_row = first_row + part * kRowTile;
-      store_output<Element, kHeadDim>(a, job.batch, job.head, tile_row + (warp & 3) * 16, output[part], rows[part]);
-      if (a.survivors != nullptr) {
+      QueryRows scaled{};
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          int count = survivors[part][h];
-          count += __shfl_xor_sync(0xffffffffu, count, 1);
-          count += __shfl_xor_sync(0xffffffffu, count, 2);
-          const int row = tile_row + row_in_tile + 8 * h;
-          if ((lane & 3) == 0 && row < a.query_length) {
-            a.survivors[(static_cast<std::int64_t>(job.batch) * a.query_heads + job.head) * a.query_length + row] =
-                count;
-          }
+      for (int h = 0; h < 2; ++h) scaled.norm[h] = kept(kNorm, part, h);
+      store_output<Element, kHeadDim>(a, job.batch, job.head, tile_row + warp * 16, output[part], scaled);
+      if (a.survivors == nullptr) continue;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int count = survivors[part][h];
+        count += __shfl_xor_sync(0xffffffffu, count, 1);
+        count += __shfl_xor_sync(0xffffffffu, count, 2);
+        const int row = tile_row + row_in_tile + 8 * h;
+        if ((lane & 3) == 0 && row < a.query_length) {
+          a.survivors[(static_cast<std::int64_t>(job.batch) * a.query_heads + job.head) * a.query_length + row] = count;
         }
       }
-      lists[part].finish(a, list_place(a, 0, job.batch, job.head, tile_row + row_in_tile));
-      if (a.index != nullptr && tile_row < a.query_length)
-        write_full_index(a, job.batch, job.head, tile_row / kRowTile);
     }
+#pragma unroll
+    for (int set = 0; set < kSets; ++set) lists[set].finish(a, list_of(set));
   }
-}
 
-template <typename Element, int kHeadDim, bool kSquare>
-__global__ void __launch_bounds__(DensePlan<kHeadDim>::kThreads, 1) dense(const __grid_constant__ ForwardArguments a) {
-  using Plan = DensePlan<kHeadDim>;
+  const ForwardArguments& a;
+  StepTail& tail;
+  const std::uint32_t queries, slots, scales;
+  const int warpgroup = uniform(static_cast<int>(threadIdx.x >> 7));
+  const int warp = static_cast<int>(threadIdx.x >> 5) & 3;
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const int row_in_tile = warp * 16 + (lane >> 2);  // of row g
+  unsigned use = 0;                                 // jobs so far
+  SlotRing<Plan::kSlots> ring{0};
+  StepJob job;
+  int first_row;  // of this warpgroup
+
+  std::uint32_t q[kSets][kChunks][4];
+  float t[kSets][32];
+  std::uint32_t weights[kParts][4][4];
+  float output[kParts][kHeadDim / 2];
+  QueryRows rows[kSets];
+  float ratio[2];  // of the weights of view 1, for rows g and g + 8
+  int survivors[kParts][2];
+  SliceWords<kSets> index;
+  ListWriter lists[kSets];
+};
+
+template <typename Element, bool kSquare, typename Plan>
+__global__ void __launch_bounds__(Plan::kThreads, 1) dense(const __grid_constant__ ForwardArguments a) {
   extern __shared__ std::uint8_t shared[];
-  const std::uint32_t queries = aligned_shared_address(shared);
-  const std::uint32_t slots = queries + 2 * Plan::kQueryBytes;
+  const std::uint32_t queries = uniform(aligned_shared_address(shared));
+  const std::uint32_t slots = queries + Plan::kQuerySlots * Plan::kQueryBytes;
   const std::uint32_t scales = slots + Plan::kSlots * Plan::kSlotBytes;
-  auto& tail =
-      *reinterpret_cast<DenseTail*>(shared + (scales - shared_address(shared)) + Plan::kSlots * Plan::kScaleBytes);
+  auto& tail = *reinterpret_cast<StepTail*>(shared + (scales - shared_address(shared)) +
+                                            Plan::kSlots * Plan::kViews * Plan::kScaleBytes);
   if (threadIdx.x == 0) {
+    constexpr int kWarps = Plan::kConsumers / 32;
     for (int i = 0; i < 2; ++i) {
       barrier_init(shared_address(&tail.query_full[i]), 1);
-      barrier_init(shared_address(&tail.query_empty[i]), 8);
+      barrier_init(shared_address(&tail.query_empty[i]), kWarps);
     }
     for (int i = 0; i < Plan::kSlots; ++i) {
       barrier_init(shared_address(&tail.full[i]), 1);
-      barrier_init(shared_address(&tail.empty[i]), 8);
+      barrier_init(shared_address(&tail.empty[i]), kWarps);
     }
     barrier_init_fence();
   }
   __syncthreads();
   begin_kernel(KernelOrder::kAfterPrevious);
-  if (threadIdx.x >= 256) {
-    shrink_registers<24>();
-    if (threadIdx.x == 256) dense_producer<kHeadDim>(a, queries, slots, scales, tail);
+  if (threadIdx.x >= Plan::kConsumers) {
+    shrink_registers<Plan::kProducerRegisters>();
+    if (threadIdx.x == Plan::kConsumers) step_producer<Plan>(a, queries, slots, scales, tail);
   } else {
-    grow_registers<240>();
-    dense_consumer<Element, kHeadDim, kSquare>(a, queries, slots, scales, tail);
+    grow_registers<Plan::kConsumerRegisters>();
+    StepConsumer<Element, kSquare, Plan>(a, tail, queries, slots, scales).run();
   }
 }
 

@@ -1,4 +1,4 @@
-// Plans, jobs and shared memory of the dense kernel by steps (dense_steps.cuh), and the warp that fetches its tiles.
+// Plans, jobs and shared memory of the dense kernel (dense.cuh), and the warp that fetches its tiles.
 #pragma once
 
 #include <type_traits>
@@ -37,11 +37,12 @@ struct StepPlan {
   static_assert(kSets <= 2 && kSharedBytes <= 227 * 1024);
 };
 
-// The plan of a problem. For one view and D = 64 four warpgroups hide the conversions better than two with two parts each
+// The plan of a problem. For one view and D = 64 four warpgroups hide the conversions better than two with two parts
+// each
 // (<64, 1, 2, 2, false>): docs/experiments/2026-11-22-hopper-forward.md.
 template <int kHeadDim, int kViews>
-using DenseStepPlan = std::conditional_t<kHeadDim == 64 && kViews == 1, StepPlan<64, 1, 4, 1, true>,
-                                         StepPlan<kHeadDim, kViews, 2, 1, false>>;
+using DensePlan = std::conditional_t<kHeadDim == 64 && kViews == 1, StepPlan<64, 1, 4, 1, true>,
+                                     StepPlan<kHeadDim, kViews, 2, 1, false>>;
 
 struct StepTail {
   std::uint64_t query_full[2], query_empty[2];

@@ -5,7 +5,6 @@
 
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/dense.cuh"
-#include "attention/cuda/sm90/dense_steps.cuh"
 #include "attention/cuda/sm90/forward_launch.h"
 #include "attention/cuda/sm90/prepare_keys.cuh"
 #include "attention/cuda/sm90/product.cuh"
@@ -24,19 +23,9 @@ inline Status enqueue(void (*kernel)(ForwardArguments), const char* name, const 
 template <typename Element, int kHeadDim, int kViews, bool kSquare>
 Status launch_exact(const ForwardArguments& a, int processors, cudaStream_t stream) {
   if (a.dense_kernel) {
-    const auto launch = [&](void (*kernel)(ForwardArguments), int threads, int shared_bytes) {
-      return enqueue(kernel, "dense", {static_cast<unsigned>(processors), threads, shared_bytes, true}, a, stream);
-    };
-    const Status status = [&] {
-      if constexpr (kViews == 2 || kDenseBySteps<kHeadDim>) {
-        using Dense = DenseStepPlan<kHeadDim, kViews>;
-        return launch(dense_steps<Element, kSquare, Dense>, Dense::kThreads, Dense::kSharedBytes);
-      } else {
-        using Dense = DensePlan<kHeadDim>;
-        return launch(dense<Element, kHeadDim, kSquare>, Dense::kThreads, Dense::kSharedBytes);
-      }
-    }();
-    if (!status.ok()) return status;
+    using Dense = DensePlan<kHeadDim, kViews>;
+    const Launch launch{static_cast<unsigned>(processors), Dense::kThreads, Dense::kSharedBytes, true};
+    if (Status s = enqueue(dense<Element, kSquare, Dense>, "dense", launch, a, stream); !s.ok()) return s;
   }
   using Product = ProductPlan<kHeadDim, kViews>;
   const Launch launch{static_cast<unsigned>(processors * Product::kBlocksPerProcessor), Product::kThreads,
