@@ -50,7 +50,7 @@ struct DenseRule {
 // listed if all its query heads are, in all views.
 struct PairPlan {
   const std::uint32_t*
-      complete;  // of the forward; null: there are no lists, or rows cannot be read and written 16 bytes at a time
+      totals;  // of the forward; null: there are no lists, or rows cannot be read and written 16 bytes at a time
   const std::uint32_t* lists;
   std::uint8_t* live;  // (views, query heads, row tiles of all sequences): a row tile of a listed head has a survivor
   std::uint32_t* key_count;  // (key heads, batch, key_length): pairs of a key; 0 before the plan

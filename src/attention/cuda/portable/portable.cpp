@@ -71,7 +71,7 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   if (lists) {
     PairPlan& pairs = placed.pairs;
     const std::int64_t all_keys = s.key_heads * s.batch * s.key_length;
-    pairs.entries_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kListKeys;
+    pairs.entries_per_head = views * (s.query_heads / s.key_heads) * s.query_length * list_capacity(s.key_length);
     pairs.key_count = arena.take<std::uint32_t>(all_keys);
     pairs.long_count = arena.take<std::uint32_t>(1);
     pairs.key_end = arena.take<std::uint32_t>(all_keys);
@@ -249,9 +249,9 @@ Status forward(const ForwardCall& call) {
     p.irregular = nullptr;
   }
   const SurvivorLists lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, call.documents);
-  if (lists.complete) {  // these kernels write none
-    const auto bytes = static_cast<std::size_t>(complete_words(call.shape, p.views)) * sizeof(std::uint32_t);
-    if (Status s = launch_status("memset", cudaMemsetAsync(lists.complete, 0, bytes, stream)); !s.ok()) return s;
+  if (lists.totals) {  // these kernels write none: all bits set are more than kIncompleteHead
+    const auto bytes = static_cast<std::size_t>(total_words(call.shape, p.views)) * sizeof(std::uint32_t);
+    if (Status s = launch_status("memset", cudaMemsetAsync(lists.totals, 0xff, bytes, stream)); !s.ok()) return s;
   }
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (p.irregular) {
@@ -307,7 +307,7 @@ Status run_pair_kernels(const Problem& p, const BackwardArguments& a, const Back
 Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                         const std::optional<DenseBackward>& dense, cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
-  if (plan.pairs.complete) {
+  if (plan.pairs.totals) {
     if (Status s = run_pair_kernels(p, a, plan, stream); !s.ok()) return s;
   }
   if (dense) {  // before the others: it may hand tasks back to them
@@ -360,7 +360,7 @@ Status backward(const BackwardCall& call, const std::optional<DenseBackward>& de
     if (lists && p.longest_query > 0 && rows_are_wide(p, a)) {
       const SurvivorLists from =
           survivor_lists(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);
-      plan.pairs.complete = from.complete;
+      plan.pairs.totals = from.totals;
       plan.pairs.lists = from.rows;
     }
     const char* const end = lists ? reinterpret_cast<char*>(plan.pairs.key_end)

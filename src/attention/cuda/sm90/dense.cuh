@@ -207,7 +207,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
         for (int i = 0; i < 64; ++i) survivors[part][(i >> 1) & 1] += t[i] > 0.0f ? 1 : 0;
       }
       if (lists[part].lists()) {
-        lists[part].add(t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
+        lists[part].add(a, t, __reduce_or_sync(0xffffffffu, live_slices(t)), tile * Plan::kKeys);
       }
       weigh<Element, kSquare>(t, a.power, weights);
     };
@@ -308,7 +308,7 @@ __device__ __forceinline__ void dense_consumer(const ForwardArguments& a, std::u
           }
         }
       }
-      lists[part].finish();
+      lists[part].finish(a);
       if (a.index != nullptr && tile_row < a.query_length) write_full_index(a, job, tile_row / kRowTile);
     }
   }

@@ -339,7 +339,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
             if (lane == 0 && slices != 0) atomicOr(&tail.slices, slices);
             named_barrier_sync(1, 128);
             if (threadIdx.x == 0) writer[view].add(block, tail.slices);
-            lists[view].add(t[view], slices, block * kBlockKeys);
+            lists[view].add(a, t[view], slices, block * kBlockKeys);
           }
         }
         if (a.survivors != nullptr) {
@@ -397,7 +397,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
       }
     }
 #pragma unroll
-    for (int view = 0; view < kViews; ++view) lists[view].finish();
+    for (int view = 0; view < kViews; ++view) lists[view].finish(a);
     if (a.index != nullptr && threadIdx.x == 0) {
       const int last_key = a.position_offset + min(first_row + kRowTile, a.query_length) - 1;
 #pragma unroll

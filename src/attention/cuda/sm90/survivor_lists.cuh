@@ -2,7 +2,8 @@
 //
 // The four lanes of a quad share rows g and g + 8; places in a list go by prefix sums over the quad, so that a list
 // depends on the scores alone. Cost: about 50 instructions for 16 keys with a survivor. A warp that meets a row with
-// more than kListKeys marks the head as incomplete and stops listing.
+// more than a list holds marks the head as incomplete and stops listing. At the end a warp adds its number of pairs to
+// that of the head.
 #pragma once
 
 #include "attention/cuda/sm90/forward_arguments.h"
@@ -27,25 +28,24 @@ __device__ __forceinline__ std::uint32_t live_slices(const float (&t)[kSize]) {
 
 class ListWriter {
  public:
-  __device__ __forceinline__ bool lists() const { return lists_; }
+  __device__ __forceinline__ bool lists() const { return capacity_ != 0; }
 
   // `row`: that of g, counted in the sequence; `head_of_all`: batch * query_heads + query head.
   __device__ __forceinline__ void begin(const ForwardArguments& a, int view, int head_of_all, int row) {
-    lists_ = a.index != nullptr && a.lists.rows != nullptr && a.lists_wanted;
+    const bool wanted = a.index != nullptr && a.lists.rows != nullptr && a.lists_wanted;
+    capacity_ = wanted ? list_capacity(a.key_length) : 0;
     count_ = 0;
-    if (!lists_) return;
-    const std::int64_t head =
-        (static_cast<std::int64_t>(view) * a.query_heads + head_of_all % a.query_heads) * a.batch +
-        head_of_all / a.query_heads;
-    complete_ = a.lists.complete + head;
-    rows_ = a.lists.rows + (head * a.query_length + row) * kListWords;
+    if (!wanted) return;
+    head_ = (view * a.query_heads + head_of_all % a.query_heads) * a.batch + head_of_all / a.query_heads;
+    rows_ = a.lists.rows + (static_cast<std::int64_t>(head_) * a.query_length + row) * kListWords;
     left_ = a.query_length - row;
   }
 
   // Excesses of 16-key slices (wgmma.cuh), of which `slices` (live_slices of the whole warp) hold a survivor.
   template <int kSize>
-  __device__ __forceinline__ void add(const float (&t)[kSize], std::uint32_t slices, int first_key) {
-    if (!lists_ || slices == 0) return;
+  __device__ __forceinline__ void add(const ForwardArguments& a, const float (&t)[kSize], std::uint32_t slices,
+                                      int first_key) {
+    if (capacity_ == 0 || slices == 0) return;
 #pragma unroll
     for (int slice = 0; slice < kSize / 8; ++slice) {
       if ((slices >> slice & 1u) == 0) continue;
@@ -54,23 +54,37 @@ class ListWriter {
       for (int i = 0; i < 8; ++i) own[i] = t[8 * slice + i];
       add_slice(own, first_key + 16 * slice);
     }
-    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > kListKeys || count_ >> 16 > kListKeys)) {
-      lists_ = false;
-      if (lane() == 0) *complete_ = 0;
+    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > capacity_ || count_ >> 16 > capacity_)) {
+      capacity_ = 0;
+      if (lane() == 0) atomicOr(a.lists.totals + head_, kIncompleteHead);
     }
   }
 
   // After the last key.
-  __device__ __forceinline__ void finish() {
-    if (!lists_ || (lane() & 3) != 0) return;
+  __device__ __forceinline__ void finish(const ForwardArguments& a) {
+    if (capacity_ == 0) return;
+    const bool leads = (lane() & 3) == 0;
+    const std::uint32_t pairs = __reduce_add_sync(0xffffffffu, leads ? (count_ & 0xffffu) + (count_ >> 16) : 0u);
+    if (lane() == 0 && pairs != 0) atomicAdd(a.lists.totals + head_, pairs);
+    if (!leads) return;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (8 * h < left_) rows_[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
+      if (8 * h < left_) write(h, 0, h == 0 ? count_ & 0xffffu : count_ >> 16);
     }
   }
 
  private:
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x & 31); }
+
+  // Entry 0 of a list is its number of keys.
+  __device__ __forceinline__ void write(int h, std::uint32_t entry, std::uint32_t value) {
+    std::uint32_t* const row = rows_ + 8 * h * kListWords;
+    if (capacity_ >= kListWords) {
+      reinterpret_cast<std::uint16_t*>(row)[entry] = static_cast<std::uint16_t>(value);
+    } else {
+      row[entry] = value;
+    }
+  }
 
   // Counts of the two rows go together, in the halves of a word.
   __device__ __forceinline__ void add_slice(const float (&t)[8], int first_key) {
@@ -91,16 +105,15 @@ class ListWriter {
       const int i = __ffs(static_cast<int>(survivors)) - 1, h = i >> 1 & 1;
       const std::uint32_t here = h == 0 ? place & 0xffffu : place >> 16;
       place += h == 0 ? 1u : 0x10000u;
-      if (here < kListKeys) {
-        rows_[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
-      }
+      if (here < capacity_) write(h, 1 + here, static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1)));
     }
   }
 
-  std::uint32_t *complete_ = nullptr, *rows_ = nullptr;
+  std::uint32_t* rows_ = nullptr;
+  int head_ = 0;  // of a.lists.totals
   std::uint32_t count_ = 0;
-  int left_ = 0;  // rows from row g to the end
-  bool lists_ = false;
+  std::uint32_t capacity_ = 0;  // of a list; 0: none are written
+  int left_ = 0;                // rows from row g to the end
 };
 
 }  // namespace tda::cuda::sm90

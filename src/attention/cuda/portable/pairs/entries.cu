@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kEntryThreads)
   }
   __syncthreads();
   if (base == 0) return;
+  const bool narrow = has_narrow_lists(p.shape.key_length);
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
   const std::int64_t tiles = (p.shape.query_length + kSliceRows - 1) / kSliceRows;
 #pragma unroll 1
@@ -80,7 +81,9 @@ __global__ void __launch_bounds__(kEntryThreads)
 #pragma unroll
         for (int i = 0; i < kEntryRows; ++i) {
           const int row = first + i * kEntryThreads;
-          own[i] = row < rows && live[row / kSliceRows] != 0 ? lists[static_cast<std::int64_t>(row) * kListWords] : 0u;
+          own[i] = row < rows && live[row / kSliceRows] != 0
+                       ? list_entry(lists + static_cast<std::int64_t>(row) * kListWords, 0, narrow)
+                       : 0u;
         }
 #pragma unroll 1
         for (int i = 0; i < kEntryRows; ++i) {
@@ -88,7 +91,8 @@ __global__ void __launch_bounds__(kEntryThreads)
           const std::uint32_t* const list = lists + static_cast<std::int64_t>(row) * kListWords;
           const int listed = static_cast<int>(i == 0 ? own[0] : i == 1 ? own[1] : i == 2 ? own[2] : own[3]);
           for (int place = 1; place <= listed; ++place) {
-            entries[atomicAdd(&end[list[place]], 1u)] = first_entry + static_cast<std::uint32_t>(row);
+            entries[atomicAdd(&end[list_entry(list, place, narrow)], 1u)] =
+                first_entry + static_cast<std::uint32_t>(row);
           }
         }
       }

@@ -60,30 +60,28 @@ __device__ __forceinline__ void add_row(const Problem& p, const BackwardArgument
                         static_cast<T*>(dq.data) + row_offset(dq, s.batch, head, s.first_query + row));
 }
 
-// Eight rows; four lanes hold the list of each in `words`.
+// Eight rows; lane n holds the number of pairs of row n.
 template <class T, int DIM>
 __device__ __forceinline__ void add_rows(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                                          const Sequence& s, int view, int head, int key_head, int first_row,
-                                         const uint4& words, Shares& shares) {
-  const int lane = own_lane();
+                                         const std::uint32_t* lists, std::uint32_t counts, Shares& shares) {
   const Tensor& dq = a.outputs.dq[view];
   const std::int64_t start = row_offset(dq, s.batch, head, s.first_query);
-  if (!__any_sync(0xffffffffu, lane % 4 == 0 && words.x != 0)) {
+  if (!__any_sync(0xffffffffu, counts != 0)) {
     write_zeros<T, kRowsAtOnce>(dq, start, first_row, s.query_length, DIM, true);
     return;
   }
 #pragma unroll 1
   for (int n = 0; n < min(kRowsAtOnce, s.query_length - first_row); ++n) {
-    const int count = static_cast<int>(__shfl_sync(0xffffffffu, words.x, 4 * n));
+    const int count = static_cast<int>(__shfl_sync(0xffffffffu, counts, n));
     if (count == 0) {
       write_zeros<T, 1>(dq, start, first_row + n, s.query_length, DIM, true);
       continue;
     }
-    // Word i of the list to lane i.
-    const int holder = 4 * n + lane % kListWords / 4;
-    const std::uint32_t x = __shfl_sync(0xffffffffu, words.x, holder), y = __shfl_sync(0xffffffffu, words.y, holder);
-    const std::uint32_t z = __shfl_sync(0xffffffffu, words.z, holder), w = __shfl_sync(0xffffffffu, words.w, holder);
-    const std::uint32_t listed = lane % 4 == 0 ? x : lane % 4 == 1 ? y : lane % 4 == 2 ? z : w;
+    const std::uint32_t* const list = lists + static_cast<std::int64_t>(first_row + n) * kListWords;
+    const bool narrow = has_narrow_lists(p.shape.key_length);
+    // Entry i of the list to lane i.
+    const std::uint32_t listed = own_lane() <= count ? list_entry(list, own_lane(), narrow) : 0u;
     add_row<T, DIM>(p, a, plan, s, view, head, key_head, first_row + n, count, listed, shares);
   }
 }
@@ -104,16 +102,15 @@ __global__ void __launch_bounds__(kPairThreads, DIM == 64 ? 12 : 8)
   const int first_row = static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp;
   const std::uint32_t* const lists =
       plan.pairs.lists + SurvivorLists::head(p.shape, view, head, s.batch) * p.shape.query_length * kListWords;
+  const bool narrow = has_narrow_lists(p.shape.key_length);
   const int end = min(first_row + kRowsPerWarp, s.query_length);
   Shares shares;
 #pragma unroll 1
   for (int chunk = first_row; chunk < end; chunk += kRowsAtOnce) {
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (chunk + lane / 4 < end) {
-      words = *reinterpret_cast<const uint4*>(lists + static_cast<std::int64_t>(chunk + lane / 4) * kListWords +
-                                              lane % 4 * 4);
-    }
-    add_rows<T, DIM>(p, a, plan, s, view, head, key_head, chunk, words, shares);
+    const bool exists = lane < kRowsAtOnce && chunk + lane < end;
+    const std::uint32_t counts =
+        exists ? list_entry(lists + static_cast<std::int64_t>(chunk + lane) * kListWords, 0, narrow) : 0u;
+    add_rows<T, DIM>(p, a, plan, s, view, head, key_head, chunk, lists, counts, shares);
   }
   if (lane == 0) shares_of[warp] = shares;
   __syncthreads();
