@@ -1,95 +1,284 @@
-// Rows of listed heads: dq, and the shares of dbeta and dlambda of a row tile. Counts the pairs of each key on the way.
+// Rows of listed heads: dq, the shares of dbeta and dlambda of a row tile, and a record of each pair for its key.
 //
-// A block of two warps takes a row tile with survivors, a warp 32 rows of it; eight lists of rows are loaded at once.
+// A block of two warps takes a row tile with survivors, a warp 32 rows of it. Their lists go to shared memory; then
+// four rows at a time, eight lanes each, meet their keys one after the other.
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/pairs/elements.cuh"
+#include "attention/cuda/portable/pairs/lists.cuh"
 #include "attention/cuda/portable/pairs/pairs.h"
+#include "attention/cuda/portable/task_claims.cuh"
 
 namespace tda::cuda::portable {
 namespace {
 
-// What a warp gathers for dbeta and dlambda.
+// What a lane, later a warp, gathers for dbeta and dlambda.
 struct Shares {
   double dbeta = 0.0, dlambda = 0.0;
 };
 
-// One row with `count` survivors; lane n + 1 holds key n.
-template <class T, int DIM>
-__device__ __forceinline__ void add_row(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                                        const Sequence& s, int view, int head, int key_head, int row, int count,
-                                        std::uint32_t listed, Shares& shares) {
-  const HalfRows keys = half_keys(p, s, view, key_head), values = half_values(p, s, key_head);
-  Elements<DIM> unit, d_output, sum;
-  unit.template load<T>(half_queries(p, s, view, head), row);
-  d_output.template load<T>(half_output_gradients(p, a.d_output, s, head), row);
-  const float factor = row_factor(unit, p.normalize), sign = view_weight(p, view, head);
-  unit.scale(factor);
-  sum.clear();
-  const float scale = plan.position_scale[s.key_length - s.query_length + row], tau = load_beta(p, head) * scale;
-  std::uint32_t* const key_count = plan.pairs.key_count + (key_head * p.shape.batch + s.batch) * p.shape.key_length;
-  float row_g = 0.f, row_dlambda = 0.f;
-#pragma unroll 1
-  for (int first = 0; first < count; first += kPairsAtOnce) {
-    const int n = first + pair_of_lane();
-    const bool active = n < count;
-    const int key = static_cast<int>(__shfl_sync(0xffffffffu, listed, 1 + (active ? n : first)));
-    Elements<DIM> k, v;
-    k.template load<T>(keys, key);
-    v.template load<T>(values, key);
-    const float key_factor = row_factor(k, p.normalize);
-    k.scale(key_factor);
-    const float r = dot(unit, k) - tau, d_weight = dot(d_output, v);
-    const bool live = active && survives(r);
-    const float g = live ? sign * d_weight * weight_derivative(r, p.power) : 0.f;
-    row_g += g;
-    if (view == 1 && live) row_dlambda = fmaf(weight(r, p.power), d_weight, row_dlambda);
-    if (live) sum.add_scaled(g, k);
-    if (active && lane_of_pair() == 0) atomicAdd(&key_count[key], 1u);
-  }
-  sum.sum_over_pairs();
-#pragma unroll
-  for (int step = kLanesPerPair; step < 32; step *= 2) {
-    row_g += __shfl_xor_sync(0xffffffffu, row_g, step);
-    row_dlambda += __shfl_xor_sync(0xffffffffu, row_dlambda, step);
-  }
-  shares.dbeta += static_cast<double>(scale) * static_cast<double>(row_g);
-  shares.dlambda += static_cast<double>(row_dlambda);
-  const Tensor& dq = a.outputs.dq[view];
-  if (!dq.data) return;
-  store_row_gradient<T>(p.normalize, unit, factor, sum,
-                        static_cast<T*>(dq.data) + row_offset(dq, s.batch, head, s.first_query + row));
-}
+constexpr std::uint32_t kNoPlace = 0xffffffffu;
+constexpr int kListPitch = kListWords + 4;  // words; lanes that write sixteen bytes each meet no bank twice
 
-// Eight rows; lane n holds the number of pairs of row n.
-template <class T, int DIM>
-__device__ __forceinline__ void add_rows(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                                         const Sequence& s, int view, int head, int key_head, int first_row,
-                                         const std::uint32_t* lists, std::uint32_t counts, Shares& shares) {
-  const Tensor& dq = a.outputs.dq[view];
-  const std::int64_t start = row_offset(dq, s.batch, head, s.first_query);
-  if (!__any_sync(0xffffffffu, counts != 0)) {
-    write_zeros<T, kRowsAtOnce>(dq, start, first_row, s.query_length, DIM, true);
-    return;
+template <int DIM>
+struct RowScratch {
+  StagedRows<DIM> keys[kStages], values[kStages];
+  float factors[kStages][32];
+  Shares shares[32];
+  alignas(16) std::uint32_t lists[32][kListPitch];
+};
+
+// The rows of a warp: `first_row` + lane.
+template <class T, int DIM, bool SQUARE>
+class RowPairs {
+ public:
+  __device__ __forceinline__ RowPairs(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
+                                      const Sequence& s, int view, int head, bool keys_wanted, RowScratch<DIM>& scratch)
+      : p_(p),
+        s_(s),
+        scratch_(scratch),
+        narrow_(has_narrow_lists(p.shape.key_length)),
+        key_head_(static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads))),
+        view_(view),
+        head_(head),
+        beta_(load_beta(p, head)),
+        sign_(view_weight(p, view, head)),
+        keys_(half_keys(p, s, view, key_head_)),
+        values_(half_values(p, s, key_head_)),
+        queries_(half_queries(p, s, view, head)),
+        d_outputs_(half_output_gradients(p, a.d_output, s, head)),
+        key_factors_(key_factors(p, s, view, key_head_)),
+        position_scale_(plan.position_scale + (s.key_length - s.query_length)),
+        dq_(a.outputs.dq[view]) {
+    if (!keys_wanted) return;
+    const std::int64_t head_of_all = key_head_ * p.shape.batch + s.batch;
+    key_end_ = plan.pairs.key_end + head_of_all * p.shape.key_length;
+    records_ = plan.pairs.records + head_of_all * plan.pairs.records_per_head;
+    const int place = view * static_cast<int>(p.shape.query_heads / p.shape.key_heads) +
+                      head % static_cast<int>(p.shape.query_heads / p.shape.key_heads);
+    first_entry_ = static_cast<std::uint32_t>(place) << plan.pairs.row_bits;
   }
-#pragma unroll 1
-  for (int n = 0; n < min(kRowsAtOnce, s.query_length - first_row); ++n) {
-    const int count = static_cast<int>(__shfl_sync(0xffffffffu, counts, n));
-    if (count == 0) {
-      write_zeros<T, 1>(dq, start, first_row + n, s.query_length, DIM, true);
-      continue;
+
+  // All rows from `first_row` on of the warp's 32. `lists`: of the head.
+  __device__ __forceinline__ Shares run(const std::uint32_t* lists, int first_row) {
+    first_row_ = first_row;
+    const int count = stage_lists(lists);
+    const int live = __popc(__ballot_sync(0xffffffffu, count != 0));
+    if (live == 0) {
+      write_zeros<T, 32>(dq_, row_offset(dq_, s_.batch, head_, s_.first_query), first_row, s_.query_length, DIM, true);
+      return {};
     }
-    const std::uint32_t* const list = lists + static_cast<std::int64_t>(first_row + n) * kListWords;
-    const bool narrow = has_narrow_lists(p.shape.key_length);
-    // Entry i of the list to lane i.
-    const std::uint32_t listed = own_lane() <= count ? list_entry(list, own_lane(), narrow) : 0u;
-    add_row<T, DIM>(p, a, plan, s, view, head, key_head, first_row + n, count, listed, shares);
+    order_ = sort_by_weight(static_cast<std::uint32_t>(count));
+    batches_ = (live + kPairsAtOnce - 1) / kPairsAtOnce;
+    scratch_.shares[own_lane()] = {};
+    fetched_ = at(0);
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+    load_next(at(0));
+    int stage = 0;
+#pragma unroll 1
+    for (int batch = 0; batch < batches_; ++batch) add_batch(at(batch), stage);
+    write_record();
+    write_empty_rows();
+    return sum_over_groups();
   }
-}
 
-template <class T, int DIM>
-__global__ void __launch_bounds__(kPairThreads, DIM == 64 ? 12 : 8)
+ private:
+  // Four rows at once, and how far they are; each group of lanes has its own row (of the 32) and number of pairs.
+  struct Batch {
+    int batch, steps, step;
+    std::uint32_t weight_and_row;
+    __device__ __forceinline__ int row() const { return static_cast<int>(weight_and_row % 32); }
+    __device__ __forceinline__ int count() const { return static_cast<int>(weight_and_row / 32); }
+  };
+
+  // What a group of lanes knows of its row.
+  struct Row {
+    Elements<DIM> unit, d_output, sum;
+    float factor, tau, g = 0.f, dlambda = 0.f;
+  };
+
+  __device__ __forceinline__ Batch at(int batch) const {
+    const int first = batch * kPairsAtOnce;
+    const std::uint32_t own = __shfl_sync(0xffffffffu, order_, first + pair_of_lane());
+    return {batch, static_cast<int>(__shfl_sync(0xffffffffu, order_, first) / 32), 0, own};
+  }
+
+  // Copies the lists of the warp's rows and returns the number of keys of this lane's. Most lists end in their first
+  // half.
+  __device__ __forceinline__ int stage_lists(const std::uint32_t* lists) {
+    const int row = first_row_ + own_lane();
+    const auto* const list = reinterpret_cast<const uint4*>(lists + static_cast<std::int64_t>(row) * kListWords);
+    auto* const staged = reinterpret_cast<uint4*>(scratch_.lists[own_lane()]);
+    const bool exists = row < s_.query_length;
+    uint4 front[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) front[i] = exists ? list[i] : make_uint4(0, 0, 0, 0);
+    const int count = listed_keys(front[0].x, narrow_);
+    if (count != 0) {
+      staged[0] = front[0];
+      staged[1] = front[1];
+    }
+    if (count >= list_capacity(p_.shape.key_length) / 2 + 1) {
+      staged[2] = list[2];
+      staged[3] = list[3];
+    }
+    __syncwarp();
+    return count;
+  }
+
+  __device__ __forceinline__ std::uint32_t key_of(const Batch& b) const {
+    return list_entry(scratch_.lists[b.row()], 1 + b.step, narrow_);
+  }
+
+  // Begins to copy the rows of the next step's keys.
+  __device__ __forceinline__ void fetch(int stage) {
+    if (fetched_.batch < batches_) {
+      const bool active = fetched_.step < fetched_.count();
+      const int key = active ? static_cast<int>(key_of(fetched_)) : 0;
+      scratch_.keys[stage].copy(keys_, key, active);
+      scratch_.values[stage].copy(values_, key, active);
+      copy_word_async(&scratch_.factors[stage][own_lane()], key_factors_ + key, active);
+      if (++fetched_.step == fetched_.steps) fetched_ = at(fetched_.batch + 1);
+    }
+    commit_copies();
+  }
+
+  // Begins to load the rows of a batch.
+  __device__ __forceinline__ void load_next(const Batch& b) {
+    const bool exists = b.count() != 0;
+    const int row = first_row_ + b.row();
+    next_query_ = RawElements<DIM>::load(queries_, row, exists);
+    next_d_output_ = RawElements<DIM>::load(d_outputs_, row, exists);
+    next_scale_ = exists ? position_scale_[row] : 0.f;
+  }
+
+  __device__ __forceinline__ void add_batch(Batch b, int& stage) {
+    Row row;
+    row.unit.template unpack<T>(next_query_);
+    row.d_output.template unpack<T>(next_d_output_);
+    row.sum.clear();
+    row.factor = row_factor(row.unit, p_.normalize, b.count() != 0);
+    row.unit.scale(row.factor);
+    const float scale = next_scale_;
+    row.tau = beta_ * scale;
+    if (b.batch + 1 < batches_) load_next(at(b.batch + 1));
+#pragma unroll 1
+    for (; b.step < b.steps; ++b.step) {
+      fetch((stage + kStages - 1) % kStages);
+      wait_for_copies<kStages - 1>();
+      add_pairs(b, stage, row);
+      stage = (stage + 1) % kStages;
+    }
+    Shares& shares = scratch_.shares[own_lane()];
+    shares.dbeta += static_cast<double>(scale) * static_cast<double>(row.g);
+    shares.dlambda += static_cast<double>(row.dlambda);
+    finish(b, row);
+  }
+
+  // One pair of each row that has one left.
+  __device__ __forceinline__ void add_pairs(const Batch& b, int stage, Row& row) {
+    const bool active = b.step < b.count();
+    write_record();
+    if (records_ != nullptr && active && lane_of_pair() == 0) {
+      // Its answer is wanted at the next step.
+      place_ = atomicAdd(&key_end_[key_of(b)], 1u);
+    }
+    Elements<DIM> k, v;
+    k.template unpack<T>(scratch_.keys[stage].read());
+    v.template unpack<T>(scratch_.values[stage].read());
+    float key_factor = scratch_.factors[stage][own_lane()];
+    if (__any_sync(0xffffffffu, active && is_extreme(key_factor))) {
+      k.scale(key_factor);
+      key_factor = 1.f;
+    }
+    const float r = dot(row.unit, k) * key_factor - row.tau, d_weight = dot(row.d_output, v);
+    const bool live = active && survives(r);
+    const float w = live ? weight_of<SQUARE>(r, p_.power) : 0.f;
+    const float g = live ? sign_ * d_weight * weight_derivative_of<SQUARE>(r, p_.power) : 0.f;
+    row.g += g;
+    if (view_ == 1 && live) row.dlambda = fmaf(w, d_weight, row.dlambda);
+    row.sum.add_scaled(g * key_factor, k);
+    // A pair that does not survive here after all leaves zeros.
+    const bool extreme = is_extreme(row.factor);
+    entry_ = first_entry_ + static_cast<std::uint32_t>(first_row_ + b.row()) + (extreme ? kExtremeRow : 0u);
+    weight_ = sign_ * w;
+    gradient_ = extreme ? g : g * row.factor;
+  }
+
+  __device__ __forceinline__ void write_record() {
+    if (place_ != kNoPlace) {
+      reinterpret_cast<uint4*>(records_)[place_] =
+          make_uint4(entry_, __float_as_uint(weight_), __float_as_uint(gradient_), 0u);
+    }
+    place_ = kNoPlace;
+  }
+
+  __device__ __forceinline__ void finish(const Batch& b, Row& row) {
+    const int index = first_row_ + b.row();
+    if (b.count() != 0 && lane_of_pair() == 0 && is_extreme(row.factor)) {
+      query_factors(p_, s_, view_, head_)[index] = row.factor;
+    }
+    if (!dq_.data) return;
+    undo_norm(p_.normalize, row.unit, row.factor, row.sum);
+    if (index < s_.query_length) row.sum.store(dq_row(index));
+  }
+
+  __device__ __forceinline__ T* dq_row(int row) const {
+    return static_cast<T*>(dq_.data) + row_offset(dq_, s_.batch, head_, s_.first_query + row);
+  }
+
+  // dq of the rows behind the last batch.
+  __device__ __forceinline__ void write_empty_rows() {
+    if (!dq_.data) return;
+    Elements<DIM> zeros;
+    zeros.clear();
+#pragma unroll 1
+    for (int batch = batches_; batch < 32 / kPairsAtOnce; ++batch) {
+      const int row = first_row_ + at(batch).row();
+      if (row < s_.query_length) zeros.store(dq_row(row));
+    }
+  }
+
+  __device__ __forceinline__ Shares sum_over_groups() const {
+    Shares sum = scratch_.shares[own_lane()];
+#pragma unroll
+    for (int step = kLanesPerPair; step < 32; step *= 2) {
+      sum.dbeta += __shfl_xor_sync(0xffffffffu, sum.dbeta, step);
+      sum.dlambda += __shfl_xor_sync(0xffffffffu, sum.dlambda, step);
+    }
+    return sum;
+  }
+
+  const Problem& p_;
+  const Sequence& s_;
+  RowScratch<DIM>& scratch_;
+  const bool narrow_;
+  const int key_head_, view_, head_;
+  const float beta_, sign_;
+  const PairRows keys_, values_, queries_, d_outputs_;
+  const float *const key_factors_, *const position_scale_;
+  const Tensor& dq_;
+  std::uint32_t* key_end_ = nullptr;
+  PairRecord* records_ = nullptr;
+  std::uint32_t first_entry_ = 0;
+
+  int first_row_ = 0, batches_ = 0;
+  std::uint32_t order_ = 0;
+  Batch fetched_{};
+  RawElements<DIM> next_query_, next_d_output_;
+  float next_scale_ = 0.f;
+  // The record of the last step, where one waits to be written.
+  std::uint32_t place_ = kNoPlace, entry_ = 0;
+  float weight_ = 0.f, gradient_ = 0.f;
+};
+
+template <class T, int DIM, bool SQUARE>
+__global__ void __launch_bounds__(kPairThreads, DIM == 128 ? 8
+                                                : SQUARE   ? 12
+                                                           : 11)
     backward_pair_rows_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a,
-                              const __grid_constant__ BackwardPlan plan) {
+                              const __grid_constant__ BackwardPlan plan, bool keys_wanted) {
+  __shared__ RowScratch<DIM> scratch_of[kPairWarps];
   __shared__ Shares shares_of[kPairWarps];
   const BlockTask task = block_task(blockIdx.x, p.shape.query_heads * p.views, p.sequences);
   const int view = task.head % p.views, head = task.head / p.views;
@@ -98,21 +287,11 @@ __global__ void __launch_bounds__(kPairThreads, DIM == 64 ? 12 : 8)
   const Sequence s = sequence_at(p, task.sequence);
   const std::int64_t flat_tile = s.first_row_tile + task.tile;
   if (plan.pairs.live[(view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile] == 0) return;
-  const int lane = own_lane(), warp = static_cast<int>(threadIdx.x) / 32;
-  const int first_row = static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp;
-  const std::uint32_t* const lists =
-      plan.pairs.lists + SurvivorLists::head(p.shape, view, head, s.batch) * p.shape.query_length * kListWords;
-  const bool narrow = has_narrow_lists(p.shape.key_length);
-  const int end = min(first_row + kRowsPerWarp, s.query_length);
-  Shares shares;
-#pragma unroll 1
-  for (int chunk = first_row; chunk < end; chunk += kRowsAtOnce) {
-    const bool exists = lane < kRowsAtOnce && chunk + lane < end;
-    const std::uint32_t counts =
-        exists ? list_entry(lists + static_cast<std::int64_t>(chunk + lane) * kListWords, 0, narrow) : 0u;
-    add_rows<T, DIM>(p, a, plan, s, view, head, key_head, chunk, lists, counts, shares);
-  }
-  if (lane == 0) shares_of[warp] = shares;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  RowPairs<T, DIM, SQUARE> rows(p, a, plan, s, view, head, keys_wanted, scratch_of[warp]);
+  Shares shares = rows.run(lists_of_head(p, plan.pairs, view, head, s.batch),
+                           static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp);
+  if (own_lane() == 0) shares_of[warp] = shares;
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < kPairWarps; ++w) {
@@ -125,20 +304,16 @@ __global__ void __launch_bounds__(kPairThreads, DIM == 64 ? 12 : 8)
   if (a.dlambda_parts && view == 1) a.dlambda_parts[head * p.index.row_tiles + flat_tile] = -shares.dlambda;
 }
 
-template <class T, int DIM>
-cudaError_t launch_instance(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                            cudaStream_t stream) {
-  const std::int64_t tiles = (p.shape.query_length + kSliceRows - 1) / kSliceRows;
-  const auto blocks = static_cast<unsigned>(tiles * p.shape.query_heads * p.views * p.sequences);
-  backward_pair_rows_kernel<T, DIM><<<blocks, kPairThreads, 0, stream>>>(p, a, plan);
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 cudaError_t launch_backward_pair_rows(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                                      cudaStream_t stream) {
-  return launch_pair_instance(p, [&]<class T, int DIM>() { return launch_instance<T, DIM>(p, a, plan, stream); });
+                                      bool keys_wanted, cudaStream_t stream) {
+  const std::int64_t tiles = (p.shape.query_length + kSliceRows - 1) / kSliceRows;
+  const auto blocks = static_cast<unsigned>(tiles * p.shape.query_heads * p.views * p.sequences);
+  return launch_fitting_instance(p, [&]<class T, int DIM, bool SQUARE>() {
+    backward_pair_rows_kernel<T, DIM, SQUARE><<<blocks, kPairThreads, 0, stream>>>(p, a, plan, keys_wanted);
+    return cudaGetLastError();
+  });
 }
 
 }  // namespace tda::cuda::portable
