@@ -70,7 +70,9 @@ struct PairPlan {
   std::uint32_t* key_end;
   PairRecord* records;  // (key heads, batch, records_per_head)
   std::int64_t records_per_head;
-  std::uint32_t* used;        // (key heads, batch): records given to runs; 0 before the plan
+  std::uint32_t* used;  // (key heads, batch): records given to runs; 0 before the plan
+  // (key heads, batch) of two words: the factor of a key, of a row, is_extreme; 0 before the plan.
+  std::uint32_t* extreme;
   std::uint32_t* long_count;  // keys with more than kLongRun pairs; 0 before the plan
   std::int64_t* long_keys;    // (key head * batch size + batch) * key_length + key
   int row_bits;

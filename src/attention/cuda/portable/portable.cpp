@@ -76,6 +76,7 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
     pairs.row_bits = std::bit_width(static_cast<std::uint64_t>(std::max(s.query_length, std::int64_t{1}) - 1));
     pairs.key_count = arena.take<std::uint32_t>(all_keys);
     pairs.used = arena.take<std::uint32_t>(s.key_heads * s.batch);
+    pairs.extreme = arena.take<std::uint32_t>(2 * s.key_heads * s.batch);
     pairs.long_count = arena.take<std::uint32_t>(1);
     pairs.key_end = arena.take<std::uint32_t>(all_keys);
     pairs.records = arena.take<PairRecord>(s.key_heads * s.batch * pairs.records_per_head);
@@ -288,16 +289,18 @@ BackwardArguments make_arguments(const BackwardCall& call) {
   return a;
 }
 
-// Whether the rows of all operands and gradients may be read and written sixteen bytes at a time, and strides of the
-// operands fit 32 bits, as the pair kernels want.
+// Whether the rows of all operands and gradients may be read and written sixteen bytes at a time, and their
+// strides fit 32 bits, as the pair kernels want.
 bool rows_are_wide(const Problem& p, const BackwardArguments& a) {
-  const auto is_near = [](const ConstTensor& t) {
+  const auto is_near = [](const auto& t) {
     return t.row_stride >= 0 && t.row_stride <= std::numeric_limits<std::int32_t>::max();
   };
-  bool wide = p.wide_v && p.wide_d_output && a.wide_dv && is_near(p.inputs.v) && is_near(a.d_output);
+  bool wide = p.wide_v && p.wide_d_output && a.wide_dv;
+  wide = wide && is_near(p.inputs.v) && is_near(a.d_output) && is_near(a.outputs.dv);
   for (int view = 0; view < p.views; ++view) {
     wide = wide && p.wide_q[view] && p.wide_k[view] && a.wide_dq[view] && a.wide_dk[view];
     wide = wide && is_near(p.inputs.q[view]) && is_near(p.inputs.k[view]);
+    wide = wide && is_near(a.outputs.dq[view]) && is_near(a.outputs.dk[view]);
   }
   return wide;
 }

@@ -43,6 +43,14 @@ __device__ __forceinline__ float sum_over_pair(float x) {
   return x;
 }
 
+// data + row * stride in one instruction; the compiler makes four of it.
+template <class Byte>
+__device__ __forceinline__ Byte* offset_by(Byte* data, int row, std::uint32_t stride) {
+  std::uint64_t address = reinterpret_cast<std::uint64_t>(data);
+  asm("mad.wide.u32 %0, %1, %2, %0;" : "+l"(address) : "r"(row), "r"(stride));
+  return reinterpret_cast<Byte*>(address);
+}
+
 // This lane's first chunk of row 0 of a head, and what leads to those of other rows: one instruction finds a row.
 // Strides are below 2^32 bytes (rows_are_wide in portable.cpp).
 struct PairRows {
@@ -52,9 +60,26 @@ struct PairRows {
   __device__ __forceinline__ explicit PairRows(const HalfRows& rows)
       : data(static_cast<const unsigned char*>(rows.data) + rows.start * 2 + lane_of_pair() * 16),
         stride(static_cast<std::uint32_t>(rows.row_stride * 2)) {}
-  __device__ __forceinline__ const uint4* at(int row) const {
-    return reinterpret_cast<const uint4*>(data + static_cast<std::uint64_t>(static_cast<std::uint32_t>(row)) * stride);
+  // For rows that an inner loop looks up: one address in registers, not pieces of it to be added each time.
+  __device__ __forceinline__ PairRows pinned() const {
+    PairRows own = *this;
+    asm volatile("" : "+l"(own.data));
+    return own;
   }
+  __device__ __forceinline__ const uint4* at(int row) const {
+    return reinterpret_cast<const uint4*>(offset_by(data, row, stride));
+  }
+};
+// The same of a gradient.
+struct PairTargets {
+  unsigned char* data;  // null: not wanted
+  std::uint32_t stride;
+
+  __device__ __forceinline__ PairTargets(const Tensor& target, std::int64_t batch, std::int64_t head)
+      : data(static_cast<unsigned char*>(target.data)), stride(static_cast<std::uint32_t>(target.row_stride * 2)) {
+    if (data != nullptr) data += row_offset(target, batch, head, 0) * 2 + lane_of_pair() * 16;
+  }
+  __device__ __forceinline__ uint4* at(int row) const { return reinterpret_cast<uint4*>(offset_by(data, row, stride)); }
 };
 constexpr int kPartStride = kLanesPerPair;  // from one chunk of a lane to its next
 
@@ -136,9 +161,14 @@ struct Elements {
     const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 pair = load_pair(reinterpret_cast<const T*>(&words[i]));
-      x[8 * part + 2 * i] = pair.x;
-      x[8 * part + 2 * i + 1] = pair.y;
+      if constexpr (std::is_same_v<T, __nv_bfloat16>) {  // the upper half of an fp32 number
+        x[8 * part + 2 * i] = __uint_as_float(words[i] << 16);
+        x[8 * part + 2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+      } else {
+        const float2 pair = load_pair(reinterpret_cast<const T*>(&words[i]));
+        x[8 * part + 2 * i] = pair.x;
+        x[8 * part + 2 * i + 1] = pair.y;
+      }
     }
   }
   template <class T>
@@ -151,14 +181,13 @@ struct Elements {
     unpack<T>(RawElements<DIM>::load(rows, row, true));
   }
   template <class T>
-  __device__ __forceinline__ void store(T* row) const {
+  __device__ __forceinline__ void store(uint4* row) const {
 #pragma unroll
     for (int part = 0; part < kCount / 8; ++part) {
       std::uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[i] = rounded_pair<T>(x[8 * part + 2 * i], x[8 * part + 2 * i + 1]);
-      *reinterpret_cast<uint4*>(row + part * 64 + lane_of_pair() * 8) =
-          make_uint4(words[0], words[1], words[2], words[3]);
+      row[part * kPartStride] = make_uint4(words[0], words[1], words[2], words[3]);
     }
   }
   __device__ __forceinline__ void add_scaled(float factor, const Elements& other) {

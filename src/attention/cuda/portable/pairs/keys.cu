@@ -42,7 +42,8 @@ class KeySums {
         first_key_(first_key),
         group_(static_cast<int>(p.shape.query_heads / p.shape.key_heads)),
         row_bits_(plan.pairs.row_bits),
-        d_outputs_(half_output_gradients(p, a.d_output, s, key_head * group_)),
+        any_extreme_row_(plan.pairs.extreme[2 * (key_head * p.shape.batch + s.batch) + 1] != 0),
+        d_outputs_(PairRows(half_output_gradients(p, a.d_output, s, key_head * group_)).pinned()),
         queries_(half_queries(p, s, 0, key_head * group_)) {}
 
   // `count` records of this lane's key from `run` on; all keys of one call together have at most kWindowRecords. `own`:
@@ -55,8 +56,8 @@ class KeySums {
     segments_ = batches * p_.views;
     advance(0);
 #pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
-    int stage = 0;
+    for (unsigned stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+    unsigned stage = 0;
     dv_.clear();
 #pragma unroll 1
     for (int segment = 0; segment < segments_; ++segment) add_segment(at(segment), stage);
@@ -149,11 +150,11 @@ class KeySums {
       fetched_ = at(segment);
     } while (fetched_.steps == 0 && ++segment < segments_);
     if (segment >= segments_) fetched_.segment = segments_;
-    queries_ = PairRows(half_queries(p_, s_, view_of(segment), key_head_ * group_));
+    queries_ = PairRows(half_queries(p_, s_, view_of(segment), key_head_ * group_)).pinned();
   }
 
   // Begins to copy the rows of the next step's queries. A pair that did not survive in the end fetches none: zeros.
-  __device__ __forceinline__ void fetch(int stage) {
+  __device__ __forceinline__ void fetch(unsigned stage) {
     if (fetched_.segment < segments_) {
       const bool active = fetched_.step < fetched_.count;
       const PairRecord record = scratch_.records[active ? fetched_.first + fetched_.step : 0];
@@ -165,8 +166,8 @@ class KeySums {
         queries.data += head * p_.inputs.q[view_of(fetched_.segment)].head_stride * 2;
         d_outputs.data += head * a_.d_output.head_stride * 2;
       }
-      scratch_.queries[stage].copy(queries, alive ? row : 0, alive);
-      scratch_.d_outputs[stage].copy(d_outputs, alive ? row : 0, alive);
+      scratch_.queries[stage % kStages].copy(queries, alive ? row : 0, alive);
+      scratch_.d_outputs[stage % kStages].copy(d_outputs, alive ? row : 0, alive);
       if (++fetched_.step == fetched_.steps) advance(fetched_.segment + 1);
     }
     commit_copies();
@@ -177,7 +178,7 @@ class KeySums {
   }
 
   // dk of one view of four keys, and with the last view dv.
-  __device__ __forceinline__ void add_segment(Segment b, int& stage) {
+  __device__ __forceinline__ void add_segment(Segment b, unsigned& stage) {
     const int view = view_of(b.segment), key = first_key_ + b.key();
     const PairRows keys(half_keys(p_, s_, view, key_head_));
     const RawElements<DIM> raw_key = RawElements<DIM>::load(keys, b.has_pairs() ? key : 0, b.has_pairs());
@@ -186,42 +187,44 @@ class KeySums {
     dk.clear();
 #pragma unroll 1
     for (; b.step < b.steps; ++b.step) {
-      fetch((stage + kStages - 1) % kStages);
+      fetch(stage + kStages - 1);
       wait_for_copies<kStages - 1>();
-      add_pairs(b, stage, dk);
-      stage = (stage + 1) % kStages;
+      add_pairs(b, stage++, dk);
     }
-    if (a_.outputs.dk[view].data) {
+    store_gradients(b, view, raw_key, factor, dk);
+  }
+
+  __device__ __forceinline__ void store_gradients(const Segment& b, int view, const RawElements<DIM>& raw_key,
+                                                  float factor, Elements<DIM>& dk) {
+    const PairTargets target(a_.outputs.dk[view], s_.batch, key_head_), dv(a_.outputs.dv, s_.batch, key_head_);
+    const int key = first_key_ + b.key();
+    if (target.data != nullptr) {
       Elements<DIM> unit;
       unit.template unpack<T>(raw_key);
       unit.scale(factor);
       undo_norm(p_.normalize, unit, factor, dk);
-      if (b.exists()) dk.store(row_of(a_.outputs.dk[view], key));
+      if (b.exists()) dk.template store<T>(target.at(key));
     }
     if (view + 1 < p_.views) return;
-    if (a_.outputs.dv.data && b.exists()) dv_.store(row_of(a_.outputs.dv, key));
+    if (dv.data != nullptr && b.exists()) dv_.template store<T>(dv.at(key));
     dv_.clear();
   }
 
   // One pair of each key that has one left.
-  __device__ __forceinline__ void add_pairs(const Segment& b, int stage, Elements<DIM>& dk) {
+  __device__ __forceinline__ void add_pairs(const Segment& b, unsigned stage, Elements<DIM>& dk) {
     const bool active = b.step < b.count;
     const PairRecord record = scratch_.records[active ? b.first + b.step : 0];
     Elements<DIM> q, d_output;
-    q.template unpack<T>(scratch_.queries[stage].read());
-    d_output.template unpack<T>(scratch_.d_outputs[stage].read());
-    const bool extreme = active && (record.entry & kExtremeRow) != 0;
-    if (__any_sync(0xffffffffu, extreme)) {
+    q.template unpack<T>(scratch_.queries[stage % kStages].read());
+    d_output.template unpack<T>(scratch_.d_outputs[stage % kStages].read());
+    if (any_extreme_row_) {
+      const bool extreme = active && (record.entry & kExtremeRow) != 0;
       const int view = view_of(b.segment), row = static_cast<int>(record.entry & ((1u << row_bits_) - 1u));
       const int head = key_head_ * group_ + head_in_group(record.entry, view);
       q.scale(extreme ? query_factors(p_, s_, view, head)[row] : 1.f);
     }
     dk.add_scaled(active ? record.gradient : 0.f, q);
     dv_.add_scaled(active ? record.weight : 0.f, d_output);
-  }
-
-  __device__ __forceinline__ T* row_of(const Tensor& target, int key) const {
-    return static_cast<T*>(target.data) + row_offset(target, s_.batch, key_head_, s_.first_key + key);
   }
 
   // Keys without a pair behind those batches.
@@ -232,10 +235,13 @@ class KeySums {
     for (int batch = batches; batch < 32 / kPairsAtOnce; ++batch) {
       const Segment b = at(batch * p_.views);
       if (!b.exists()) continue;
+      const int key = first_key_ + b.key();
       for (int view = 0; view < p_.views; ++view) {
-        if (a_.outputs.dk[view].data) zeros.store(row_of(a_.outputs.dk[view], first_key_ + b.key()));
+        const PairTargets dk(a_.outputs.dk[view], s_.batch, key_head_);
+        if (dk.data != nullptr) zeros.template store<T>(dk.at(key));
       }
-      if (a_.outputs.dv.data) zeros.store(row_of(a_.outputs.dv, first_key_ + b.key()));
+      const PairTargets dv(a_.outputs.dv, s_.batch, key_head_);
+      if (dv.data != nullptr) zeros.template store<T>(dv.at(key));
     }
   }
 
@@ -244,6 +250,7 @@ class KeySums {
   const Sequence& s_;
   KeyScratch<DIM>& scratch_;
   const int key_head_, first_key_, group_, row_bits_;
+  const bool any_extreme_row_;
   const PairRows d_outputs_;  // of the group's first head
   PairRows queries_;          // the same, in the view that is being fetched
 

@@ -97,13 +97,13 @@ struct KeyPairs {
     if (!target.data) return;
     undo_norm(p.normalize, unit, factor, dk);
     if (pair_of_lane() == 0) {
-      dk.store(static_cast<T*>(target.data) + row_offset(target, s.batch, key_head, s.first_key + key));
+      dk.template store<T>(PairTargets(target, s.batch, key_head).at(key));
     }
   }
   __device__ __forceinline__ void store_dv() {
     const Tensor& target = a.outputs.dv;
     if (!target.data || pair_of_lane() != 0) return;
-    dv.store(static_cast<T*>(target.data) + row_offset(target, s.batch, key_head, s.first_key + key));
+    dv.template store<T>(PairTargets(target, s.batch, key_head).at(key));
   }
 };
 

@@ -21,10 +21,13 @@ constexpr int kListPitch = kListWords + 4;  // words; lanes that write sixteen b
 
 template <int DIM>
 struct RowScratch {
-  StagedRows<DIM> keys[kStages], values[kStages];
-  float factors[kStages][32];
-  Shares shares[32];
+  struct Stage {
+    StagedRows<DIM> keys, values;
+    float factors[32];
+  };
+  Stage stages[kStages];
   alignas(16) std::uint32_t lists[32][kListPitch];
+  Shares shares[32];
 };
 
 // The rows of a warp: `first_row` + lane.
@@ -32,49 +35,49 @@ template <class T, int DIM, bool SQUARE>
 class RowPairs {
  public:
   __device__ __forceinline__ RowPairs(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
-                                      const Sequence& s, int view, int head, bool keys_wanted, RowScratch<DIM>& scratch)
+                                      const Sequence& s, int view, int head, int key_head, int first_row,
+                                      RowScratch<DIM>& scratch)
       : p_(p),
+        a_(a),
+        plan_(plan),
         s_(s),
         scratch_(scratch),
         narrow_(has_narrow_lists(p.shape.key_length)),
-        key_head_(static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads))),
         view_(view),
         head_(head),
+        key_head_(key_head),
+        first_row_(first_row),
         beta_(load_beta(p, head)),
         sign_(view_weight(p, view, head)),
-        keys_(half_keys(p, s, view, key_head_)),
-        values_(half_values(p, s, key_head_)),
-        queries_(half_queries(p, s, view, head)),
-        d_outputs_(half_output_gradients(p, a.d_output, s, head)),
-        key_factors_(key_factors(p, s, view, key_head_)),
-        position_scale_(plan.position_scale + (s.key_length - s.query_length)),
-        dq_(a.outputs.dq[view]) {
-    if (!keys_wanted) return;
-    const std::int64_t head_of_all = key_head_ * p.shape.batch + s.batch;
-    key_end_ = plan.pairs.key_end + head_of_all * p.shape.key_length;
-    records_ = plan.pairs.records + head_of_all * plan.pairs.records_per_head;
-    const int place = view * static_cast<int>(p.shape.query_heads / p.shape.key_heads) +
-                      head % static_cast<int>(p.shape.query_heads / p.shape.key_heads);
-    first_entry_ = static_cast<std::uint32_t>(place) << plan.pairs.row_bits;
+        keys_(PairRows(half_keys(p, s, view, key_head)).pinned()),
+        values_(PairRows(half_values(p, s, key_head)).pinned()),
+        key_factors_(key_factors(p, s, view, key_head)) {
+    asm volatile("" : "+l"(key_factors_));
+    const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
+    first_entry_ = static_cast<std::uint32_t>(view * group + head % group) << plan.pairs.row_bits;
+    any_extreme_key_ = extremes()[0] != 0;
   }
 
-  // All rows from `first_row` on of the warp's 32. `lists`: of the head.
-  __device__ __forceinline__ Shares run(const std::uint32_t* lists, int first_row) {
-    first_row_ = first_row;
+  // All rows of the warp. `lists`: of the head. Records go to `records` at the places that `key_end` gives away; both
+  // may be null.
+  __device__ __forceinline__ Shares run(const std::uint32_t* lists, std::uint32_t* key_end, PairRecord* records) {
     const int count = stage_lists(lists);
     const int live = __popc(__ballot_sync(0xffffffffu, count != 0));
-    if (live == 0) {
-      write_zeros<T, 32>(dq_, row_offset(dq_, s_.batch, head_, s_.first_query), first_row, s_.query_length, DIM, true);
-      return {};
-    }
     order_ = sort_by_weight(static_cast<std::uint32_t>(count));
     batches_ = (live + kPairsAtOnce - 1) / kPairsAtOnce;
+    if (batches_ == 0) {
+      write_empty_rows();
+      return {};
+    }
     scratch_.shares[own_lane()] = {};
+    key_end_ = key_end;
+    records_ = records;
+    leads_ = records != nullptr && lane_of_pair() == 0;
     fetched_ = at(0);
 #pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+    for (unsigned stage = 0; stage < kStages - 1; ++stage) fetch(stage);
     load_next(at(0));
-    int stage = 0;
+    unsigned stage = 0;
 #pragma unroll 1
     for (int batch = 0; batch < batches_; ++batch) add_batch(at(batch), stage);
     write_record();
@@ -88,13 +91,15 @@ class RowPairs {
     int batch, steps, step;
     std::uint32_t weight_and_row;
     __device__ __forceinline__ int row() const { return static_cast<int>(weight_and_row % 32); }
-    __device__ __forceinline__ int count() const { return static_cast<int>(weight_and_row / 32); }
+    __device__ __forceinline__ bool has_pairs() const { return weight_and_row >= 32; }
+    __device__ __forceinline__ bool active() const { return static_cast<int>(weight_and_row / 32) > step; }
   };
 
   // What a group of lanes knows of its row.
   struct Row {
     Elements<DIM> unit, d_output, sum;
-    float factor, tau, g = 0.f, dlambda = 0.f;
+    float factor, record_factor, tau, g = 0.f, dlambda = 0.f;
+    std::uint32_t entry;
   };
 
   __device__ __forceinline__ Batch at(int batch) const {
@@ -131,13 +136,14 @@ class RowPairs {
   }
 
   // Begins to copy the rows of the next step's keys.
-  __device__ __forceinline__ void fetch(int stage) {
+  __device__ __forceinline__ void fetch(unsigned stage) {
     if (fetched_.batch < batches_) {
-      const bool active = fetched_.step < fetched_.count();
-      const int key = active ? static_cast<int>(key_of(fetched_)) : 0;
-      scratch_.keys[stage].copy(keys_, key, active);
-      scratch_.values[stage].copy(values_, key, active);
-      copy_word_async(&scratch_.factors[stage][own_lane()], key_factors_ + key, active);
+      const bool active = fetched_.active();
+      const auto key = active ? static_cast<int>(key_of(fetched_)) : 0;
+      auto& own = scratch_.stages[stage % kStages];
+      own.keys.copy(keys_, key, active);
+      own.values.copy(values_, key, active);
+      copy_word_async(&own.factors[own_lane()], key_factors_ + key, active);
       if (++fetched_.step == fetched_.steps) fetched_ = at(fetched_.batch + 1);
     }
     commit_copies();
@@ -145,29 +151,31 @@ class RowPairs {
 
   // Begins to load the rows of a batch.
   __device__ __forceinline__ void load_next(const Batch& b) {
-    const bool exists = b.count() != 0;
-    const int row = first_row_ + b.row();
-    next_query_ = RawElements<DIM>::load(queries_, row, exists);
-    next_d_output_ = RawElements<DIM>::load(d_outputs_, row, exists);
-    next_scale_ = exists ? position_scale_[row] : 0.f;
+    const bool exists = b.has_pairs();
+    const int row = exists ? first_row_ + b.row() : 0;
+    next_query_ = RawElements<DIM>::load(PairRows(half_queries(p_, s_, view_, head_)), row, exists);
+    next_d_output_ = RawElements<DIM>::load(PairRows(half_output_gradients(p_, a_.d_output, s_, head_)), row, exists);
+    next_scale_ = plan_.position_scale[s_.key_length - s_.query_length + row];
   }
 
-  __device__ __forceinline__ void add_batch(Batch b, int& stage) {
+  __device__ __forceinline__ void add_batch(Batch b, unsigned& stage) {
     Row row;
     row.unit.template unpack<T>(next_query_);
     row.d_output.template unpack<T>(next_d_output_);
     row.sum.clear();
-    row.factor = row_factor(row.unit, p_.normalize, b.count() != 0);
+    row.factor = row_factor(row.unit, p_.normalize, b.has_pairs());
     row.unit.scale(row.factor);
+    const bool extreme = is_extreme(row.factor);
+    row.record_factor = extreme ? 1.f : row.factor;
+    row.entry = first_entry_ + static_cast<std::uint32_t>(first_row_ + b.row()) + (extreme ? kExtremeRow : 0u);
     const float scale = next_scale_;
     row.tau = beta_ * scale;
     if (b.batch + 1 < batches_) load_next(at(b.batch + 1));
 #pragma unroll 1
     for (; b.step < b.steps; ++b.step) {
-      fetch((stage + kStages - 1) % kStages);
+      fetch(stage + kStages - 1);
       wait_for_copies<kStages - 1>();
-      add_pairs(b, stage, row);
-      stage = (stage + 1) % kStages;
+      add_pairs(b, stage++, row);
     }
     Shares& shares = scratch_.shares[own_lane()];
     shares.dbeta += static_cast<double>(scale) * static_cast<double>(row.g);
@@ -176,18 +184,16 @@ class RowPairs {
   }
 
   // One pair of each row that has one left.
-  __device__ __forceinline__ void add_pairs(const Batch& b, int stage, Row& row) {
-    const bool active = b.step < b.count();
+  __device__ __forceinline__ void add_pairs(const Batch& b, unsigned stage, Row& row) {
+    const bool active = b.active();
     write_record();
-    if (records_ != nullptr && active && lane_of_pair() == 0) {
-      // Its answer is wanted at the next step.
-      place_ = atomicAdd(&key_end_[key_of(b)], 1u);
-    }
+    if (active && leads_) place_ = atomicAdd(&key_end_[key_of(b)], 1u);
+    const auto& own = scratch_.stages[stage % kStages];
     Elements<DIM> k, v;
-    k.template unpack<T>(scratch_.keys[stage].read());
-    v.template unpack<T>(scratch_.values[stage].read());
-    float key_factor = scratch_.factors[stage][own_lane()];
-    if (__any_sync(0xffffffffu, active && is_extreme(key_factor))) {
+    k.template unpack<T>(own.keys.read());
+    v.template unpack<T>(own.values.read());
+    float key_factor = own.factors[own_lane()];
+    if (any_extreme_key_) {
       k.scale(key_factor);
       key_factor = 1.f;
     }
@@ -199,12 +205,12 @@ class RowPairs {
     if (view_ == 1 && live) row.dlambda = fmaf(w, d_weight, row.dlambda);
     row.sum.add_scaled(g * key_factor, k);
     // A pair that does not survive here after all leaves zeros.
-    const bool extreme = is_extreme(row.factor);
-    entry_ = first_entry_ + static_cast<std::uint32_t>(first_row_ + b.row()) + (extreme ? kExtremeRow : 0u);
+    entry_ = row.entry;
     weight_ = sign_ * w;
-    gradient_ = extreme ? g : g * row.factor;
+    gradient_ = g * row.record_factor;
   }
 
+  // The record of the last step; by now its place has arrived.
   __device__ __forceinline__ void write_record() {
     if (place_ != kNoPlace) {
       reinterpret_cast<uint4*>(records_)[place_] =
@@ -215,28 +221,31 @@ class RowPairs {
 
   __device__ __forceinline__ void finish(const Batch& b, Row& row) {
     const int index = first_row_ + b.row();
-    if (b.count() != 0 && lane_of_pair() == 0 && is_extreme(row.factor)) {
+    if (b.has_pairs() && is_extreme(row.factor)) {
       query_factors(p_, s_, view_, head_)[index] = row.factor;
+      extremes()[1] = 1;
     }
-    if (!dq_.data) return;
+    const PairTargets dq(a_.outputs.dq[view_], s_.batch, head_);
+    if (dq.data == nullptr) return;
     undo_norm(p_.normalize, row.unit, row.factor, row.sum);
-    if (index < s_.query_length) row.sum.store(dq_row(index));
-  }
-
-  __device__ __forceinline__ T* dq_row(int row) const {
-    return static_cast<T*>(dq_.data) + row_offset(dq_, s_.batch, head_, s_.first_query + row);
+    if (index < s_.query_length) row.sum.template store<T>(dq.at(index));
   }
 
   // dq of the rows behind the last batch.
   __device__ __forceinline__ void write_empty_rows() {
-    if (!dq_.data) return;
+    const PairTargets dq(a_.outputs.dq[view_], s_.batch, head_);
+    if (dq.data == nullptr) return;
     Elements<DIM> zeros;
     zeros.clear();
 #pragma unroll 1
     for (int batch = batches_; batch < 32 / kPairsAtOnce; ++batch) {
       const int row = first_row_ + at(batch).row();
-      if (row < s_.query_length) zeros.store(dq_row(row));
+      if (row < s_.query_length) zeros.template store<T>(dq.at(row));
     }
+  }
+
+  __device__ __forceinline__ std::uint32_t* extremes() const {
+    return plan_.pairs.extreme + 2 * (key_head_ * p_.shape.batch + s_.batch);
   }
 
   __device__ __forceinline__ Shares sum_over_groups() const {
@@ -250,25 +259,27 @@ class RowPairs {
   }
 
   const Problem& p_;
+  const BackwardArguments& a_;
+  const BackwardPlan& plan_;
   const Sequence& s_;
   RowScratch<DIM>& scratch_;
   const bool narrow_;
-  const int key_head_, view_, head_;
+  const int view_, head_, key_head_, first_row_;
   const float beta_, sign_;
-  const PairRows keys_, values_, queries_, d_outputs_;
-  const float *const key_factors_, *const position_scale_;
-  const Tensor& dq_;
+  const PairRows keys_, values_;
+  const float* key_factors_;
   std::uint32_t* key_end_ = nullptr;
   PairRecord* records_ = nullptr;
+  bool leads_ = false;  // this lane writes the records of its group
   std::uint32_t first_entry_ = 0;
+  bool any_extreme_key_ = false;
 
-  int first_row_ = 0, batches_ = 0;
+  int batches_ = 0;
   std::uint32_t order_ = 0;
   Batch fetched_{};
   RawElements<DIM> next_query_, next_d_output_;
   float next_scale_ = 0.f;
-  // The record of the last step, where one waits to be written.
-  std::uint32_t place_ = kNoPlace, entry_ = 0;
+  std::uint32_t place_ = kNoPlace, entry_ = 0;  // of the last step's record, where one waits to be written
   float weight_ = 0.f, gradient_ = 0.f;
 };
 
@@ -288,9 +299,12 @@ __global__ void __launch_bounds__(kPairThreads, DIM == 128 ? 8
   const std::int64_t flat_tile = s.first_row_tile + task.tile;
   if (plan.pairs.live[(view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile] == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  RowPairs<T, DIM, SQUARE> rows(p, a, plan, s, view, head, keys_wanted, scratch_of[warp]);
+  const std::int64_t head_of_all = key_head * p.shape.batch + s.batch;
+  RowPairs<T, DIM, SQUARE> rows(p, a, plan, s, view, head, key_head,
+                                static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp, scratch_of[warp]);
   Shares shares = rows.run(lists_of_head(p, plan.pairs, view, head, s.batch),
-                           static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp);
+                           keys_wanted ? plan.pairs.key_end + head_of_all * p.shape.key_length : nullptr,
+                           keys_wanted ? plan.pairs.records + head_of_all * plan.pairs.records_per_head : nullptr);
   if (own_lane() == 0) shares_of[warp] = shares;
   __syncthreads();
   if (threadIdx.x != 0) return;

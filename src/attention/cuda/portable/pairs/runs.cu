@@ -34,7 +34,7 @@ __device__ std::uint32_t sum_before(std::uint32_t own, std::uint32_t (&scratch)[
 // Factors of those of the warp's 32 keys that have pairs.
 template <class T, int DIM>
 __device__ __forceinline__ void write_key_factors(const Problem& p, const Sequence& s, int key_head, int first_key,
-                                                  bool has_pairs, std::uint8_t (&order)[32]) {
+                                                  bool has_pairs, std::uint8_t (&order)[32], std::uint32_t* extreme) {
   const int lane = own_lane();
   const unsigned live = __ballot_sync(0xffffffffu, has_pairs);
   const int count = __popc(live);
@@ -58,7 +58,10 @@ __device__ __forceinline__ void write_key_factors(const Problem& p, const Sequen
         Elements<DIM> key;
         key.template unpack<T>(raw[n]);
         const float factor = row_factor(key, p.normalize, i < count);
-        if (i < count && lane_of_pair() == 0) factors[order[i]] = factor;
+        if (i < count && lane_of_pair() == 0) {
+          factors[order[i]] = factor;
+          if (is_extreme(factor)) *extreme = 1;
+        }
       }
     }
   }
@@ -83,7 +86,8 @@ __global__ void __launch_bounds__(kRunKeys)
   __syncthreads();
   if (key < s.key_length) plan.pairs.key_end[flat_key] = base + before;
   if (own > kLongRun) plan.pairs.long_keys[atomicAdd(plan.pairs.long_count, 1u)] = flat_key;
-  write_key_factors<T, DIM>(p, s, task.head, key - own_lane(), own != 0, order[threadIdx.x / 32]);
+  write_key_factors<T, DIM>(p, s, task.head, key - own_lane(), own != 0, order[threadIdx.x / 32],
+                            plan.pairs.extreme + 2 * head_of_all);
 }
 
 template <class T, int DIM>
