@@ -94,7 +94,7 @@ struct RawElements {
     const uint4* const data = rows.at(row);
     RawElements raw;
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) raw.part[i] = exists ? data[i * kPartStride] : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < kParts; ++i) raw.part[i] = exists ? __ldg(data + i * kPartStride) : make_uint4(0, 0, 0, 0);
     return raw;
   }
 };
@@ -187,7 +187,7 @@ struct Elements {
       std::uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[i] = rounded_pair<T>(x[8 * part + 2 * i], x[8 * part + 2 * i + 1]);
-      row[part * kPartStride] = make_uint4(words[0], words[1], words[2], words[3]);
+      __stcg(row + part * kPartStride, make_uint4(words[0], words[1], words[2], words[3]));
     }
   }
   __device__ __forceinline__ void add_scaled(float factor, const Elements& other) {
@@ -221,7 +221,8 @@ __device__ __forceinline__ float dot(const Elements<DIM>& a, const Elements<DIM>
 template <int DIM>
 __device__ __forceinline__ float row_factor(const Elements<DIM>& row, bool normalize, bool exists) {
   const float square = dot(row, row);
-  float factor = normalize ? 1.f / sqrtf(square) : 1.f;
+  const float first = rsqrtf(square);  // one step of Newton's method takes it to half a unit more than the last place
+  float factor = normalize ? fmaf(0.5f * first, fmaf(-square * first, first, 1.f), first) : 1.f;
   if (__any_sync(0xffffffffu, exists && !(square > 1e-30f && square < 1e30f))) {
     double exact = 0.0;
 #pragma unroll

@@ -113,7 +113,7 @@ class KeySums {
       if (32 * n >= total) continue;  // all lanes
       const auto* const source =
           reinterpret_cast<const uint4*>(__shfl_sync(0xffffffffu, start, scratch_.owner[min(i, total - 1)]));
-      if (i < total) record[n] = source[i];
+      if (i < total) record[n] = __ldcg(source + i);
     }
 #pragma unroll
     for (std::uint32_t n = 0; n < kPasses; ++n) {

@@ -31,7 +31,7 @@ struct RowScratch {
 };
 
 // The rows of a warp: `first_row` + lane.
-template <class T, int DIM, bool SQUARE>
+template <class T, int DIM, bool SQUARE, bool NARROW>
 class RowPairs {
  public:
   __device__ __forceinline__ RowPairs(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
@@ -42,7 +42,6 @@ class RowPairs {
         plan_(plan),
         s_(s),
         scratch_(scratch),
-        narrow_(has_narrow_lists(p.shape.key_length)),
         view_(view),
         head_(head),
         key_head_(key_head),
@@ -118,12 +117,12 @@ class RowPairs {
     uint4 front[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) front[i] = exists ? list[i] : make_uint4(0, 0, 0, 0);
-    const int count = listed_keys(front[0].x, narrow_);
+    const int count = listed_keys(front[0].x, NARROW);
     if (count != 0) {
       staged[0] = front[0];
       staged[1] = front[1];
     }
-    if (count >= list_capacity(p_.shape.key_length) / 2 + 1) {
+    if (count >= (NARROW ? kListWords : kListWords / 2)) {
       staged[2] = list[2];
       staged[3] = list[3];
     }
@@ -132,14 +131,15 @@ class RowPairs {
   }
 
   __device__ __forceinline__ std::uint32_t key_of(const Batch& b) const {
-    return list_entry(scratch_.lists[b.row()], 1 + b.step, narrow_);
+    return list_entry(scratch_.lists[b.row()], 1 + b.step, NARROW);
   }
 
   // Begins to copy the rows of the next step's keys.
   __device__ __forceinline__ void fetch(unsigned stage) {
     if (fetched_.batch < batches_) {
       const bool active = fetched_.active();
-      const auto key = active ? static_cast<int>(key_of(fetched_)) : 0;
+      const auto listed = static_cast<int>(key_of(fetched_));
+      const int key = active ? listed : 0;
       auto& own = scratch_.stages[stage % kStages];
       own.keys.copy(keys_, key, active);
       own.values.copy(values_, key, active);
@@ -263,7 +263,6 @@ class RowPairs {
   const BackwardPlan& plan_;
   const Sequence& s_;
   RowScratch<DIM>& scratch_;
-  const bool narrow_;
   const int view_, head_, key_head_, first_row_;
   const float beta_, sign_;
   const PairRows keys_, values_;
@@ -283,7 +282,7 @@ class RowPairs {
   float weight_ = 0.f, gradient_ = 0.f;
 };
 
-template <class T, int DIM, bool SQUARE>
+template <class T, int DIM, bool SQUARE, bool NARROW>
 __global__ void __launch_bounds__(kPairThreads, DIM == 128 ? 8
                                                 : SQUARE   ? 12
                                                            : 11)
@@ -300,8 +299,9 @@ __global__ void __launch_bounds__(kPairThreads, DIM == 128 ? 8
   if (plan.pairs.live[(view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile] == 0) return;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t head_of_all = key_head * p.shape.batch + s.batch;
-  RowPairs<T, DIM, SQUARE> rows(p, a, plan, s, view, head, key_head,
-                                static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp, scratch_of[warp]);
+  RowPairs<T, DIM, SQUARE, NARROW> rows(p, a, plan, s, view, head, key_head,
+                                        static_cast<int>(task.tile) * kSliceRows + warp * kRowsPerWarp,
+                                        scratch_of[warp]);
   Shares shares = rows.run(lists_of_head(p, plan.pairs, view, head, s.batch),
                            keys_wanted ? plan.pairs.key_end + head_of_all * p.shape.key_length : nullptr,
                            keys_wanted ? plan.pairs.records + head_of_all * plan.pairs.records_per_head : nullptr);
@@ -325,7 +325,9 @@ cudaError_t launch_backward_pair_rows(const Problem& p, const BackwardArguments&
   const std::int64_t tiles = (p.shape.query_length + kSliceRows - 1) / kSliceRows;
   const auto blocks = static_cast<unsigned>(tiles * p.shape.query_heads * p.views * p.sequences);
   return launch_fitting_instance(p, [&]<class T, int DIM, bool SQUARE>() {
-    backward_pair_rows_kernel<T, DIM, SQUARE><<<blocks, kPairThreads, 0, stream>>>(p, a, plan, keys_wanted);
+    const auto kernel = has_narrow_lists(p.shape.key_length) ? backward_pair_rows_kernel<T, DIM, SQUARE, true>
+                                                             : backward_pair_rows_kernel<T, DIM, SQUARE, false>;
+    kernel<<<blocks, kPairThreads, 0, stream>>>(p, a, plan, keys_wanted);
     return cudaGetLastError();
   });
 }
