@@ -43,13 +43,13 @@ class KeySums {
         group_(static_cast<int>(p.shape.query_heads / p.shape.key_heads)),
         row_bits_(plan.pairs.row_bits),
         any_extreme_row_(plan.pairs.extreme[2 * (key_head * p.shape.batch + s.batch) + 1] != 0),
-        d_outputs_(PairRows(half_output_gradients(p, a.d_output, s, key_head * group_)).pinned()),
+        d_outputs_(half_output_gradients(p, a.d_output, s, key_head * group_)),
         queries_(half_queries(p, s, 0, key_head * group_)) {}
 
-  // `count` records of this lane's key from `run` on; all keys of one call together have at most kWindowRecords. `own`:
-  // the key's gradients are to be written.
-  __device__ __forceinline__ void run(const PairRecord* run, std::uint32_t count, bool own) {
-    sort_records(run, count);
+  // `count` records of this lane's key from place `first` of `records` on; all keys of one call together have at most
+  // kWindowRecords. `own`: the key's gradients are to be written.
+  __device__ __forceinline__ void run(const PairRecord* records, std::uint32_t first, std::uint32_t count, bool own) {
+    sort_records(reinterpret_cast<const uint4*>(records), first, count);
     order_ = sort_by_weight(own ? count + 1 : 0);
     const int live = __popc(__ballot_sync(0xffffffffu, own && count != 0));
     const int batches = (live + kPairsAtOnce - 1) / kPairsAtOnce;
@@ -95,7 +95,7 @@ class KeySums {
   }
 
   // Copies the records of each key to shared memory, by entry.
-  __device__ __forceinline__ void sort_records(const PairRecord* run, std::uint32_t count) {
+  __device__ __forceinline__ void sort_records(const uint4* records, std::uint32_t first, std::uint32_t count) {
     constexpr std::uint32_t kPasses = kWindowRecords / 32;
     const auto lane = static_cast<std::uint32_t>(own_lane());
     const std::uint32_t behind = sum_up_to(count), total = __shfl_sync(0xffffffffu, behind, 31);
@@ -104,16 +104,16 @@ class KeySums {
     for (std::uint32_t i = first_record_; i < behind; ++i) scratch_.owner[i] = static_cast<std::uint8_t>(lane);
     scratch_.first_view[lane] = 0;
     __syncwarp();
-    const auto start = reinterpret_cast<std::uint64_t>(run - first_record_);
     uint4 record[kPasses];  // all under way at once
 #pragma unroll
     for (std::uint32_t n = 0; n < kPasses; ++n) {
       const std::uint32_t i = 32 * n + lane;
       record[n] = make_uint4(0, 0, 0, 0);
       if (32 * n >= total) continue;  // all lanes
-      const auto* const source =
-          reinterpret_cast<const uint4*>(__shfl_sync(0xffffffffu, start, scratch_.owner[min(i, total - 1)]));
-      if (i < total) record[n] = __ldcg(source + i);
+      // Modulo 2^32: what is behind the owner's first record here is behind its first there.
+      const std::uint32_t place =
+          i + __shfl_sync(0xffffffffu, first - first_record_, scratch_.owner[min(i, total - 1)]);
+      if (i < total) record[n] = records[place];
     }
 #pragma unroll
     for (std::uint32_t n = 0; n < kPasses; ++n) {
@@ -150,7 +150,7 @@ class KeySums {
       fetched_ = at(segment);
     } while (fetched_.steps == 0 && ++segment < segments_);
     if (segment >= segments_) fetched_.segment = segments_;
-    queries_ = PairRows(half_queries(p_, s_, view_of(segment), key_head_ * group_)).pinned();
+    queries_ = PairRows(half_queries(p_, s_, view_of(segment), key_head_ * group_));
   }
 
   // Begins to copy the rows of the next step's queries. A pair that did not survive in the end fetches none: zeros.
@@ -291,15 +291,15 @@ __global__ void __launch_bounds__(kPairThreads, DIM == 64 ? 12 : 8)
     write_key_zeros<T>(p, a, s, key_head, first_key);
     return;
   }
-  const PairRecord* run = plan.pairs.records + head_of_all * plan.pairs.records_per_head;
-  if (count != 0) run += plan.pairs.key_end[flat_key] - count;
+  const PairRecord* const records = plan.pairs.records + head_of_all * plan.pairs.records_per_head;
+  const std::uint32_t first = count != 0 ? plan.pairs.key_end[flat_key] - count : 0u;
   KeySums<T, DIM> sums(p, a, plan, s, key_head, first_key, scratch_of[warp]);
   bool left = key < s.key_length && count <= kLongRun;
 #pragma unroll 1
   while (__any_sync(0xffffffffu, left)) {
     const std::uint32_t behind = sum_up_to(left ? count : 0u);
     const bool fits = left && behind <= kWindowRecords;
-    sums.run(run, fits ? count : 0u, fits);
+    sums.run(records, first, fits ? count : 0u, fits);
     left = left && !fits;
   }
 }
