@@ -73,7 +73,8 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
     PairPlan& pairs = placed.pairs;
     const std::int64_t all_keys = s.key_heads * s.batch * s.key_length;
     pairs.records_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kRecordsPerRow;
-    pairs.row_bits = std::bit_width(static_cast<std::uint64_t>(std::max(s.query_length, std::int64_t{1}) - 1));
+    const std::int64_t last_row = std::max(s.query_length, std::int64_t{1}) - 1;
+    pairs.row_bits = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(last_row)));
     pairs.key_count = arena.take<std::uint32_t>(all_keys);
     pairs.used = arena.take<std::uint32_t>(s.key_heads * s.batch);
     pairs.extreme = arena.take<std::uint32_t>(2 * s.key_heads * s.batch);

@@ -62,12 +62,13 @@ class RowPairs {
   __device__ __forceinline__ Shares run(const std::uint32_t* lists, std::uint32_t* key_end, PairRecord* records) {
     const int count = stage_lists(lists);
     const int live = __popc(__ballot_sync(0xffffffffu, count != 0));
-    order_ = sort_by_weight(static_cast<std::uint32_t>(count));
-    batches_ = (live + kPairsAtOnce - 1) / kPairsAtOnce;
-    if (batches_ == 0) {
+    if (live == 0) {
+      order_ = static_cast<std::uint32_t>(own_lane());
       write_empty_rows();
       return {};
     }
+    order_ = sort_by_weight(static_cast<std::uint32_t>(count));
+    batches_ = (live + kPairsAtOnce - 1) / kPairsAtOnce;
     scratch_.shares[own_lane()] = {};
     key_end_ = key_end;
     records_ = records;
