@@ -60,6 +60,72 @@ def test_lists_are_used_and_agree_with_the_other_kernels(monkeypatch, views, sin
         torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=1e-2 * scale, msg=name)
 
 
+def assert_agrees_without_lists(monkeypatch, inputs: dict[str, torch.Tensor], *, used: bool) -> None:
+    listed = gradients(inputs)
+    monkeypatch.setenv("TDA_SM90_LISTS", "off")
+    without = gradients(inputs)
+    assert torch.equal(listed["q1"], without["q1"]) != used
+    for name, expected in without.items():
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(listed[name], expected, rtol=2e-2, atol=1e-2 * scale, msg=name)
+
+
+def repeat_key(inputs: dict[str, torch.Tensor], times: int, rows: slice) -> None:
+    """``times`` keys of one direction, which the queries of ``rows`` share."""
+    with torch.no_grad():
+        direction = inputs["k1"][:, :1, 50:51].clone()
+        inputs["k1"][:, :, 50 : 50 + times] = direction
+        inputs["q1"][:, :, rows] = direction
+
+
+# A list holds 31 keys of 16 bits, or 15 of 32 bits; random keys add a few.
+@pytest.mark.parametrize(
+    ("key_length", "times", "used"),
+    [(8192, 20, True), (8192, 33, False), (65536, 9, True), (65600, 4, True), (65600, 17, False)],
+)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_rows_as_long_as_a_list(monkeypatch, dim, key_length, times, used):
+    options = dict(batch=1, query_heads=1, key_heads=1, query_length=100, key_length=key_length, dim=dim)
+    inputs = cuda_inputs(1, beta=0.95, **options, dtype=torch.bfloat16)
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+    repeat_key(inputs, times, slice(5, 6))
+    assert_agrees_without_lists(monkeypatch, inputs, used=used)
+
+
+def test_more_pairs_than_there_is_room_for_records(monkeypatch):
+    options = dict(batch=1, query_heads=2, key_heads=1, query_length=100, key_length=8192, dim=64)
+    inputs = cuda_inputs(1, beta=0.95, **options, dtype=torch.bfloat16)
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+    repeat_key(inputs, 12, slice(None))
+    assert_agrees_without_lists(monkeypatch, inputs, used=False)
+
+
+@pytest.mark.parametrize("keys", [1, 3])  # a block of its own; many of a warp's
+@pytest.mark.parametrize("views", [1, 2])
+def test_keys_of_many_lengths(monkeypatch, views, keys):
+    options = dict(batch=1, query_heads=2, key_heads=1, query_length=600, key_length=8192, dim=64)
+    inputs = sparse_inputs(views, **options, dtype=torch.float16)
+    with torch.no_grad():
+        for n in ("1", "2")[:views]:
+            for row in range(0, 600, 2):
+                inputs[f"q{n}"][:, :, row] += inputs[f"k{n}"][:, :, 7 + row % keys]
+    assert_agrees_without_lists(monkeypatch, inputs, used=True)
+
+
+@pytest.mark.parametrize("exponent", [58, -64])  # factors beyond 2^60 either way
+@pytest.mark.parametrize("place", ["q1", "k1"])
+def test_norms_beyond_what_a_record_holds(place, exponent):
+    options = dict(batch=1, query_heads=2, key_heads=1, query_length=200, key_length=8192, dim=64)
+    inputs = sparse_inputs(1, **options, dtype=torch.bfloat16, sink=True)
+    expected = gradients(inputs)
+    with torch.no_grad():
+        inputs[place][:, :, 3] *= 2.0**exponent
+    scaled = gradients(inputs)
+    scaled[place][:, :, 3] *= 2.0**exponent  # the gradient shrinks as the row grows
+    for name, gradient in scaled.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=2e-2, atol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("sink", [False, True])
 def test_repeats_to_the_bit(sink):
     inputs = sparse_inputs(2, query_length=3000, key_length=8192, dim=64, dtype=torch.bfloat16, sink=sink)

@@ -48,17 +48,35 @@ struct SurvivorIndexLayout {
 };
 
 // Behind the words, for long sequences of the inputs that the sm90 forward takes: the keys of each row's survivors,
-// when they are few. A row's list is its number of survivors and the keys of the first kListKeys, in no particular
-// order; one that is longer makes its (view, query head, batch) incomplete, and then no list of it is to be read.
-// Neither are those of row tiles without a live slice. Other kernels mark everything as incomplete.
-constexpr int kListKeys = 15;
+// when they are few. A row's list is 64 bytes: its number of survivors, then their keys, counted inside the sequence.
+// Entries have 16 bits where every key fits (key_length <= kNarrowKeys), so that a list holds 31 keys, and otherwise 32
+// bits, so that it holds 15; the shape alone decides. The keys of a list have an order that depends on the scores
+// alone, not ascending. Entries behind the last key are not written.
+//
+// In front of the lists is the number of pairs of each (view, query head, batch). A row with more survivors than a list
+// holds sets its bit 31: the head is incomplete, and none of its lists is to be read. Neither are those of row tiles
+// without a live slice. Other kernels mark everything as incomplete.
 constexpr int kListWords = 16;
+constexpr std::int64_t kNarrowKeys = 65536;
+constexpr std::uint32_t kIncompleteHead = 0x80000000u;
 // Below, what a list costs the forward is more than it saves the backward (docs/experiments).
 constexpr std::int64_t kListedKeys = 8192;
+// Rows of a key head in all views, at most: their pairs are counted, and rows are named, in 31 bits.
+constexpr std::int64_t kMostListedRows = std::int64_t{1} << 26;
+
+TDA_HOST_DEVICE inline bool has_narrow_lists(std::int64_t key_length) { return key_length <= kNarrowKeys; }
+TDA_HOST_DEVICE inline int list_capacity(std::int64_t key_length) {
+  return has_narrow_lists(key_length) ? 2 * kListWords - 1 : kListWords - 1;
+}
+
+// Entry 0 is the number of keys.
+TDA_HOST_DEVICE inline std::uint32_t list_entry(const std::uint32_t* list, int entry, bool narrow) {
+  return narrow ? reinterpret_cast<const std::uint16_t*>(list)[entry] : list[entry];
+}
 
 struct SurvivorLists {
-  std::uint32_t* complete = nullptr;  // (views, query heads, batch)
-  std::uint32_t* rows = nullptr;      // (views, query heads, batch, query_length, kListWords)
+  std::uint32_t* totals = nullptr;  // (views, query heads, batch): pairs, or kIncompleteHead and more
+  std::uint32_t* rows = nullptr;    // (views, query heads, batch, query_length, kListWords)
 
   TDA_HOST_DEVICE static std::int64_t head(const AttentionShape& s, int view, std::int64_t query_head,
                                            std::int64_t batch) {
@@ -69,20 +87,18 @@ struct SurvivorLists {
 inline bool has_survivor_lists(const AttentionShape& shape, const AttentionOptions& options,
                                const PackedDocuments* documents) {
   const bool half = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
-  // Entries of a key head are counted in 32 bits.
-  const bool countable =
-      shape.key_heads > 0 && options.views * (shape.query_heads / shape.key_heads) * shape.query_length <=
-                                 std::int64_t{0xffffffff} / kListKeys;
+  const bool countable = shape.key_heads > 0 &&
+                         options.views * (shape.query_heads / shape.key_heads) * shape.query_length <= kMostListedRows;
   return half && countable && documents == nullptr && shape.key_length >= kListedKeys &&
          (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim;
 }
 
 // Words of the lists and of what is in front of them; the lists begin at a multiple of 16 words.
-inline std::int64_t complete_words(const AttentionShape& shape, int views) {
+inline std::int64_t total_words(const AttentionShape& shape, int views) {
   return (views * shape.query_heads * shape.batch + kListWords - 1) / kListWords * kListWords;
 }
 inline std::int64_t survivor_list_words(const AttentionShape& shape, int views) {
-  return complete_words(shape, views) + views * shape.query_heads * shape.batch * shape.query_length * kListWords;
+  return total_words(shape, views) + views * shape.query_heads * shape.batch * shape.query_length * kListWords;
 }
 
 inline SurvivorIndexLayout survivor_index_layout(const AttentionShape& shape, const PackedDocuments* documents) {
@@ -101,8 +117,8 @@ inline SurvivorLists survivor_lists(void* index, const AttentionShape& shape, co
   if (index == nullptr || !has_survivor_lists(shape, options, documents)) return {};
   const std::int64_t words = survivor_index_layout(shape, documents).words(options.views);
   SurvivorLists lists;
-  lists.complete = static_cast<std::uint32_t*>(index) + (words + kListWords - 1) / kListWords * kListWords;
-  lists.rows = lists.complete + complete_words(shape, options.views);
+  lists.totals = static_cast<std::uint32_t*>(index) + (words + kListWords - 1) / kListWords * kListWords;
+  lists.rows = lists.totals + total_words(shape, options.views);
   return lists;
 }
 

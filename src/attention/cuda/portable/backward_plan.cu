@@ -1,13 +1,16 @@
 // The plan of the 16-bit backward (backward_plan.h).
 //
 // Two kinds of blocks of eight warps. Row blocks: a warp takes one row tile of one view and head, counts its live
-// slices, and either computes the factors 1/|q| of its rows and lists a task, or writes zeros to dq. Column blocks: 512
-// keys (one word of the index) of one key head; warps read the words of 32 row tiles at a time and turn them by
-// ballots into one word of each of the 32 slices. Then a warp takes a slice: factors and a task, or zeros to dk and dv.
-// Cost: the index once, Q and K where something survives, zeros where nothing does: bound by memory.
+// slices, and either computes the factors 1/|q| of its rows and lists a task, or writes zeros to dq, or, in a listed
+// head, counts the pairs of its rows' keys. Column blocks: 512 keys (one word of the index) of one key head; warps read
+// the words of 32 row tiles at a time and turn them by ballots into one word of each of the 32 slices. Then a warp
+// takes a slice: factors and a task, or zeros to dk and dv. With dense kernels tasks have 128 rows or keys, and empty
+// ones are listed, too, instead of zeros. Cost: the index once, Q and K where something survives, zeros where nothing
+// does: latency, or memory.
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
+#include "attention/cuda/portable/pairs/lists.cuh"
 #include "attention/cuda/portable/task_claims.cuh"
 
 namespace tda::cuda::portable {
@@ -146,7 +149,12 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
     if (static_cast<int>(threadIdx.x) % 32 == 0) {
       plan.pairs.live[(view * p.shape.query_heads + head) * p.index.row_tiles + s.first_row_tile + tile] = live != 0;
     }
-    if (live != 0) return;
+    if (live != 0) {
+      count_pairs(lists_of_head(p, plan.pairs, view, head, s.batch), first_row, s.query_length,
+                  has_narrow_lists(p.shape.key_length),
+                  plan.pairs.key_count + (key_head * p.shape.batch + s.batch) * p.shape.key_length);
+      return;
+    }
   }
   const bool leads = static_cast<int>(threadIdx.x) % 32 == 0;
   // Without a wish for dq, dbeta or dlambda the factors serve the columns alone.

@@ -37,22 +37,38 @@ struct TaskList {
   TaskCounters* counters;  // 0 before the plan
 };
 
+// What a row tells its key about a pair: where it is, its signed weight in the output, and its share of the gradient
+// with respect to the unit key, divided by |q|.
+struct alignas(16) PairRecord {
+  std::uint32_t entry;  // (view * group + query head of the group) << row_bits | row, perhaps with kExtremeRow
+  float weight, gradient;
+  std::uint32_t unused;
+};
+// 1/|q| would take `gradient` out of fp32's comfort: it is not in it, but in the query factors.
+constexpr std::uint32_t kExtremeRow = 0x80000000u;
+// Room for records in the workspace. Rows may have more pairs, not a head on average.
+constexpr std::int64_t kRecordsPerRow = 8;
+
 // Heads whose survivors are all in the forward's lists (common/survivor_index.h) are done pair by pair. A key head is
-// listed if all its query heads are, in all views.
+// listed if all its query heads are, in all views, and their pairs together fit the room for records.
 struct PairPlan {
-  const std::uint32_t*
-      complete;  // of the forward; null: there are no lists, or rows cannot be read and written 16 bytes at a time
+  // Of the forward; null: there are no lists, or rows cannot be read and written 16 bytes at a time.
+  const std::uint32_t* totals;
   const std::uint32_t* lists;
   std::uint8_t* live;  // (views, query heads, row tiles of all sequences): a row tile of a listed head has a survivor
   std::uint32_t* key_count;  // (key heads, batch, key_length): pairs of a key; 0 before the plan
-  std::uint32_t* key_end;    // behind a key's last entry, counted within its (key head, batch)
-  // (key heads, batch, entries_per_head): (view * group + query head of the group) * query_length + row
-  std::uint32_t* entries;
-  std::int64_t entries_per_head;
+  // The same shape: where a key's next record goes, counted within its (key head, batch); at last behind its run.
+  std::uint32_t* key_end;
+  PairRecord* records;  // (key heads, batch, records_per_head)
+  std::int64_t records_per_head;
+  std::uint32_t* used;  // (key heads, batch): records given to runs; 0 before the plan
+  // (key heads, batch) of two words: the factor of a key, of a row, is_extreme; 0 before the plan.
+  std::uint32_t* extreme;
   std::uint32_t* long_count;  // keys with more than kLongRun pairs; 0 before the plan
   std::int64_t* long_keys;    // (key head * batch size + batch) * key_length + key
+  int row_bits;
 };
-constexpr std::uint32_t kLongRun = 1024;
+constexpr std::uint32_t kLongRun = 256;
 
 struct BackwardPlan {
   // The survivor index read down its columns: for (view, query head) and each slice of 16 keys, a bit per row tile.

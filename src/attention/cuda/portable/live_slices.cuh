@@ -143,14 +143,17 @@ __device__ double block_sum(double x, double* scratch) {
 
 // Whether a key head is done pair by pair (PairPlan).
 __device__ inline bool is_listed(const Problem& p, const PairPlan& pairs, std::int64_t key_head, std::int64_t batch) {
-  if (pairs.complete == nullptr) return false;
+  if (pairs.totals == nullptr) return false;
   const std::int64_t group = p.shape.query_heads / p.shape.key_heads;
+  std::int64_t total = 0;
   for (int view = 0; view < p.views; ++view) {
     for (std::int64_t n = 0; n < group; ++n) {
-      if (pairs.complete[SurvivorLists::head(p.shape, view, key_head * group + n, batch)] == 0) return false;
+      const std::uint32_t own = pairs.totals[SurvivorLists::head(p.shape, view, key_head * group + n, batch)];
+      if (own >= kIncompleteHead) return false;
+      total += own;
     }
   }
-  return true;
+  return total <= pairs.records_per_head;
 }
 
 }  // namespace tda::cuda::portable

@@ -1,5 +1,6 @@
 // The portable family: correct on every device from sm_80, for every case of the contract.
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <string>
 
@@ -71,12 +72,16 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   if (lists) {
     PairPlan& pairs = placed.pairs;
     const std::int64_t all_keys = s.key_heads * s.batch * s.key_length;
-    pairs.entries_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kListKeys;
+    pairs.records_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kRecordsPerRow;
+    const std::int64_t last_row = std::max(s.query_length, std::int64_t{1}) - 1;
+    pairs.row_bits = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(last_row)));
     pairs.key_count = arena.take<std::uint32_t>(all_keys);
+    pairs.used = arena.take<std::uint32_t>(s.key_heads * s.batch);
+    pairs.extreme = arena.take<std::uint32_t>(2 * s.key_heads * s.batch);
     pairs.long_count = arena.take<std::uint32_t>(1);
     pairs.key_end = arena.take<std::uint32_t>(all_keys);
-    pairs.entries = arena.take<std::uint32_t>(s.key_heads * s.batch * pairs.entries_per_head);
-    pairs.long_keys = arena.take<std::int64_t>(s.key_heads * s.batch * (pairs.entries_per_head / kLongRun));
+    pairs.records = arena.take<PairRecord>(s.key_heads * s.batch * pairs.records_per_head);
+    pairs.long_keys = arena.take<std::int64_t>(s.key_heads * s.batch * (pairs.records_per_head / kLongRun));
     pairs.live = arena.take<std::uint8_t>(views * s.query_heads * index.row_tiles);
   }
   placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
@@ -253,9 +258,9 @@ Status forward(const ForwardCall& call) {
     p.irregular = nullptr;
   }
   const SurvivorLists lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, call.documents);
-  if (lists.complete) {  // these kernels write none
-    const auto bytes = static_cast<std::size_t>(complete_words(call.shape, p.views)) * sizeof(std::uint32_t);
-    if (Status s = launch_status("memset", cudaMemsetAsync(lists.complete, 0, bytes, stream)); !s.ok()) return s;
+  if (lists.totals) {  // these kernels write none: all bits set are more than kIncompleteHead
+    const auto bytes = static_cast<std::size_t>(total_words(call.shape, p.views)) * sizeof(std::uint32_t);
+    if (Status s = launch_status("memset", cudaMemsetAsync(lists.totals, 0xff, bytes, stream)); !s.ok()) return s;
   }
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (p.irregular) {
@@ -289,29 +294,38 @@ BackwardArguments make_arguments(const BackwardCall& call) {
   return a;
 }
 
-// Whether the rows of all operands and gradients may be read and written sixteen bytes at a time.
+// Whether the rows of all operands and gradients may be read and written sixteen bytes at a time, and their
+// strides fit 32 bits, as the pair kernels want.
 bool rows_are_wide(const Problem& p, const BackwardArguments& a) {
+  const auto is_near = [](const auto& t) {
+    return t.row_stride >= 0 && t.row_stride <= std::numeric_limits<std::int32_t>::max();
+  };
   bool wide = p.wide_v && p.wide_d_output && a.wide_dv;
+  wide = wide && is_near(p.inputs.v) && is_near(a.d_output) && is_near(a.outputs.dv);
   for (int view = 0; view < p.views; ++view) {
     wide = wide && p.wide_q[view] && p.wide_k[view] && a.wide_dq[view] && a.wide_dk[view];
+    wide = wide && is_near(p.inputs.q[view]) && is_near(p.inputs.k[view]);
+    wide = wide && is_near(a.outputs.dq[view]) && is_near(a.outputs.dk[view]);
   }
   return wide;
 }
 
 // All gradients of the listed heads.
 Status run_pair_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, cudaStream_t stream) {
-  cudaError_t error = launch_backward_pair_rows(p, a, plan, stream);
-  if (Status s = launch_status("backward_pair_rows", error); !s.ok()) return s;
-  if (!a.outputs.dk[0].data && !a.outputs.dk[1].data && !a.outputs.dv.data) return {};
-  error = launch_backward_pair_entries(p, plan, stream);
-  if (Status s = launch_status("backward_pair_entries", error); !s.ok()) return s;
-  return launch_status("backward_pair_keys", launch_backward_pair_keys(p, a, plan, stream));
+  cudaError_t error = launch_backward_pair_runs(p, plan, stream);
+  if (Status s = launch_status("backward_pair_runs", error); !s.ok()) return s;
+  const bool keys_wanted = a.outputs.dk[0].data || a.outputs.dk[1].data || a.outputs.dv.data;
+  error = launch_backward_pair_rows(p, a, plan, keys_wanted, stream);
+  if (Status s = launch_status("backward_pair_rows", error); !s.ok() || !keys_wanted) return s;
+  error = launch_backward_pair_keys(p, a, plan, stream);
+  if (Status s = launch_status("backward_pair_keys", error); !s.ok()) return s;
+  return launch_status("backward_pair_long_keys", launch_backward_pair_long_keys(p, a, plan, stream));
 }
 
 Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, DenseBackward dense,
                         cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
-  if (plan.pairs.complete) {
+  if (plan.pairs.totals) {
     if (Status s = run_pair_kernels(p, a, plan, stream); !s.ok()) return s;
   }
   if (dense) {
@@ -364,7 +378,7 @@ Status backward(const BackwardCall& call, DenseBackward dense) {
     if (lists && p.longest_query > 0 && rows_are_wide(p, a)) {
       const SurvivorLists from =
           survivor_lists(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);
-      plan.pairs.complete = from.complete;
+      plan.pairs.totals = from.totals;
       plan.pairs.lists = from.rows;
     }
     const char* const end = lists ? reinterpret_cast<char*>(plan.pairs.key_end)

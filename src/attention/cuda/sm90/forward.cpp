@@ -109,7 +109,7 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.index_layout = survivor_index_layout(call.shape, nullptr);
   a.lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, nullptr);
   a.lists_wanted = !is_switched_off("TDA_SM90_LISTS");
-  a.list_heads = a.lists.complete ? a.views * a.batch * a.query_heads : 0;
+  a.list_heads = a.lists.totals ? a.views * a.batch * a.query_heads : 0;
   auto* base = static_cast<std::uint8_t*>(call.workspace);
   a.counters = reinterpret_cast<Counters*>(base + w.counters);
   a.keys8 = reinterpret_cast<std::int8_t*>(base + w.keys8);

@@ -73,7 +73,7 @@ struct ForwardArguments {
   std::uint32_t* index;
   SurvivorIndexLayout index_layout;
   SurvivorLists lists;
-  int list_heads;  // entries of lists.complete; 0 without an index
+  int list_heads;  // entries of lists.totals; 0 without an index
   bool lists_wanted;
 
   std::int8_t* keys8;    // (views, B, H_k, key_tiles * 256, D), dims permuted inside each 16 (prepare_keys.cuh)

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
   }
   const int threads = static_cast<int>(gridDim.x) * kPrepareThreads;
   for (int i = static_cast<int>(blockIdx.x) * kPrepareThreads + thread; i < a.list_heads; i += threads) {
-    a.lists.complete[i] = a.lists_wanted ? 1u : 0u;  // until a row's list overflows
+    a.lists.totals[i] = a.lists_wanted ? 0u : kIncompleteHead;
   }
   const int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.key_tiles));
   const int head_of_all = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.key_tiles));  // view, batch, head

@@ -2,7 +2,8 @@
 //
 // The four lanes of a quad share rows g and g + 8; places in a list go by prefix sums over the quad, so that a list
 // depends on the scores alone. Cost: about 50 instructions for 16 keys with a survivor. A warp that meets a row with
-// more than kListKeys marks the head as incomplete and stops listing.
+// more than a list holds marks the head as incomplete and stops listing. At the end a warp adds its number of pairs to
+// that of the head.
 #pragma once
 
 #include "attention/cuda/sm90/forward_arguments.h"
@@ -28,7 +29,7 @@ __device__ __forceinline__ std::uint32_t live_slices(const float (&t)[kSize]) {
 // Where the list of a thread's row g lies: cheap to say anew whenever it is needed, so that no register holds it around
 // the loop over keys.
 struct ListPlace {
-  int head;  // entry of lists.complete
+  int head;  // entry of lists.totals
   int row;   // in the sequence
 };
 
@@ -57,19 +58,24 @@ class ListWriter {
       for (int i = 0; i < 8; ++i) own[i] = t[8 * slice + i];
       add_slice(a, place, own, first_key + 16 * slice);
     }
-    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > kListKeys || count_ >> 16 > kListKeys)) {
+    const std::uint32_t capacity = list_capacity(a.key_length);
+    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > capacity || count_ >> 16 > capacity)) {
       count_ = kNone;
-      if (lane() == 0) a.lists.complete[place.head] = 0;
+      if (lane() == 0) atomicOr(a.lists.totals + place.head, kIncompleteHead);
     }
   }
 
   // After the last key.
   __device__ __forceinline__ void finish(const ForwardArguments& a, const ListPlace& place) {
-    if (!lists() || (lane() & 3) != 0) return;
+    if (!lists()) return;
+    const bool leads = (lane() & 3) == 0;
+    const std::uint32_t pairs = __reduce_add_sync(0xffffffffu, leads ? (count_ & 0xffffu) + (count_ >> 16) : 0u);
+    if (lane() == 0 && pairs != 0) atomicAdd(a.lists.totals + place.head, pairs);
+    if (!leads) return;
     std::uint32_t* const list = row_list(a, place);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (place.row + 8 * h < a.query_length) list[8 * h * kListWords] = h == 0 ? count_ & 0xffffu : count_ >> 16;
+      if (place.row + 8 * h < a.query_length) write(a, list, h, 0, h == 0 ? count_ & 0xffffu : count_ >> 16);
     }
   }
 
@@ -80,6 +86,17 @@ class ListWriter {
 
   __device__ __forceinline__ static std::uint32_t* row_list(const ForwardArguments& a, const ListPlace& place) {
     return a.lists.rows + (static_cast<std::int64_t>(place.head) * a.query_length + place.row) * kListWords;
+  }
+
+  // Entry `entry` of the list of row g + 8 h; the first is the number of keys.
+  __device__ __forceinline__ static void write(const ForwardArguments& a, std::uint32_t* list, int h,
+                                               std::uint32_t entry, std::uint32_t value) {
+    std::uint32_t* const row = list + 8 * h * kListWords;
+    if (list_capacity(a.key_length) >= kListWords) {
+      reinterpret_cast<std::uint16_t*>(row)[entry] = static_cast<std::uint16_t>(value);
+    } else {
+      row[entry] = value;
+    }
   }
 
   // Counts of the two rows go together, in the halves of a word.
@@ -104,8 +121,8 @@ class ListWriter {
       const int i = __ffs(static_cast<int>(survivors)) - 1, h = i >> 1 & 1;
       const std::uint32_t here = h == 0 ? place & 0xffffu : place >> 16;
       place += h == 0 ? 1u : 0x10000u;
-      if (here < kListKeys) {
-        list[8 * h * kListWords + 1 + here] = static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1));
+      if (here < list_capacity(a.key_length)) {
+        write(a, list, h, 1 + here, static_cast<std::uint32_t>(first_key + 8 * (i >> 2) + 2 * c + (i & 1)));
       }
     }
   }

@@ -12,11 +12,14 @@ namespace tda::cuda::portable {
 struct BackwardArguments;
 struct BackwardPlan;
 
+cudaError_t launch_backward_pair_runs(const Problem& problem, const BackwardPlan& plan, cudaStream_t stream);
+// `keys_wanted`: records are to be written.
 cudaError_t launch_backward_pair_rows(const Problem& problem, const BackwardArguments& arguments,
-                                      const BackwardPlan& plan, cudaStream_t stream);
-cudaError_t launch_backward_pair_entries(const Problem& problem, const BackwardPlan& plan, cudaStream_t stream);
+                                      const BackwardPlan& plan, bool keys_wanted, cudaStream_t stream);
 cudaError_t launch_backward_pair_keys(const Problem& problem, const BackwardArguments& arguments,
                                       const BackwardPlan& plan, cudaStream_t stream);
+cudaError_t launch_backward_pair_long_keys(const Problem& problem, const BackwardArguments& arguments,
+                                           const BackwardPlan& plan, cudaStream_t stream);
 
 // Calls launch.operator()<T, DIM>() for the instance that fits.
 template <class Launch>
