@@ -85,7 +85,9 @@ class ListWriter {
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x & 31); }
 
   __device__ __forceinline__ static std::uint32_t* row_list(const ForwardArguments& a, const ListPlace& place) {
-    return a.lists.rows + (static_cast<std::int64_t>(place.head) * a.query_length + place.row) * kListWords;
+    return a.lists.rows +
+           (static_cast<std::int64_t>(place.head) * a.query_length + static_cast<std::uint32_t>(place.row)) *
+               kListWords;
   }
 
   // Entry `entry` of the list of row g + 8 h; the first is the number of keys.
