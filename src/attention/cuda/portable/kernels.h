@@ -26,10 +26,13 @@ bool screens_fp32(const AttentionShape& shape, const AttentionOptions& options, 
 // switched it off (TDA_FP32_SCREEN=off in the environment, read at each call).
 bool screens_fp32_now(const Problem& problem);
 
-// The same outputs by screening, to the bit; row blocks that are better computed densely go to the list `dense`.
-// `divided` is a list of its own, with kForwardStrips parts.
+// The same outputs by screening, to the bit; row blocks with too much for one warp a strip go to the list `divided`, of
+// kForwardStrips parts, and those that are better computed densely to `dense`.
 cudaError_t launch_forward_fp32_screened(const Problem& problem, const ForwardOutputs& outputs,
                                          const DenseTasks& divided, const DenseTasks& dense, cudaStream_t stream);
+// The row blocks of the list `divided`.
+cudaError_t launch_forward_fp32_divided(const Problem& problem, const ForwardOutputs& outputs,
+                                        const DenseTasks& divided, cudaStream_t stream);
 
 // The same for 16-bit types with value_dim <= 128, on tensor cores; it does nothing when the inputs are irregular.
 // `pairs`: two neighbouring elements of the output may be stored at once.

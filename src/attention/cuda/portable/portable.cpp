@@ -260,8 +260,10 @@ Status forward(const ForwardCall& call) {
     if (Status s = launch_status("forward_half", error); !s.ok()) return s;
   }
   if (dense.tasks) {
-    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, divided, dense, stream);
+    cudaError_t error = launch_forward_fp32_screened(p, call.outputs, divided, dense, stream);
     if (Status s = launch_status("forward_fp32_screened", error); !s.ok()) return s;
+    error = launch_forward_fp32_divided(p, call.outputs, divided, stream);
+    if (Status s = launch_status("forward_fp32_divided", error); !s.ok()) return s;
   }
   return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, dense, stream));
 }
