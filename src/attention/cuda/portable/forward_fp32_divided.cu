@@ -99,8 +99,9 @@ __device__ __forceinline__ void screen_strip(const Problem& p, int view, int fir
   for (int key = first_key + warp_of_block() * kScreenedKeys; key < end_key; key += kListWarps * kScreenedKeys) {
     const std::uint32_t word = screen_keys<DIM>(p, b, view, key, queries, upper, lower) & low_bits(keys_seen - key);
     const int unit = (key - first_key) / kUnitRows;
-    set_unit(strip.list, view, unit, key, word & 0xffffu);
-    set_unit(strip.list, view, unit + 1, key + kUnitRows, word >> 16);
+    set_unit(strip.list, view, unit, word & 0xffffu);
+    set_unit(strip.list, view, unit + 1, word >> 16);
+    if (lane < 2) strip.list.others[unit + lane] = key + kUnitRows * lane;
   }
 }
 

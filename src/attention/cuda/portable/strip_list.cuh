@@ -36,11 +36,9 @@ struct StripList {
 
 // By one warp: the bits of row `lane` in lanes 0 .. 15.
 template <int VIEWS>
-__device__ __forceinline__ void set_unit(StripList<VIEWS>& list, int view, int unit, int first_other,
-                                         std::uint32_t bits) {
+__device__ __forceinline__ void set_unit(StripList<VIEWS>& list, int view, int unit, std::uint32_t bits) {
   const int lane = lane_of_warp();
   if (lane < kStripRows) list.bits[view][lane][unit] = static_cast<std::uint16_t>(bits);
-  if (lane == 0) list.others[unit] = first_other;
 }
 
 template <int VIEWS>
@@ -129,6 +127,7 @@ __device__ __forceinline__ int strip_slot(int row, int chunk) {
 // Fills the strip's rows first .. first + 15 from load(row, d, float4 (&)[2]), zeros where a row does not exist.
 template <int DIM, class Load>
 __device__ __forceinline__ void load_strip_rows(float* rows, int first, int count, Load load) {
+#pragma unroll 1
   for (int n = static_cast<int>(threadIdx.x); n < kStripRows * (DIM / 8); n += kListThreads) {
     const int row = n / (DIM / 8), d = n % (DIM / 8) * 8;
     float4 x[2] = {make_float4(0.f, 0.f, 0.f, 0.f), make_float4(0.f, 0.f, 0.f, 0.f)};
