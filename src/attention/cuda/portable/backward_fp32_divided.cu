@@ -121,7 +121,7 @@ __device__ __forceinline__ std::uint32_t screen_unit(const Problem& p, const Str
       of_columns[n / 2][n % 2] = __shfl_sync(kWholeWarp, own, n / 2 * 8 + lane % 4 * 2 + n % 2);
     }
   }
-  const std::uint32_t bits = candidate_rows<KEYS>(scores, of_rows, of_columns);
+  const std::uint32_t bits = candidate_rows<KEYS>(scores, of_rows, [&](int n, int e) { return of_columns[n][e]; });
   return lane < strip.count ? bits & pairs_seen<KEYS>(o, strip.first + lane, first_other) : 0u;
 }
 

@@ -100,16 +100,16 @@ __device__ __forceinline__ void screen_others(float (&scores)[2][4], const std::
 
 // Candidates among the 16 x 16 pairs, with KEYS by the thresholds of the lane's columns (8 n + 2 t + e), else by those
 // of its rows g and g + 8: in lanes 0 .. 15 the bits of row `lane`, 0 in the others; the mask is not applied.
-template <bool KEYS>
+template <bool KEYS, class OfColumn>
 __device__ __forceinline__ std::uint32_t candidate_rows(const float (&scores)[2][4], const float2& of_rows,
-                                                        const float (&of_columns)[2][2]) {
+                                                        OfColumn of_column) {
   const int lane = lane_of_warp();
   std::uint32_t bits = 0;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float threshold = KEYS ? of_columns[n][e % 2] : e < 2 ? of_rows.x : of_rows.y;
+      const float threshold = KEYS ? of_column(n, e % 2) : e < 2 ? of_rows.x : of_rows.y;
       if (!(scores[n][e] <= threshold)) bits |= 1u << (e / 2 * 16 + 8 * n + e % 2);
     }
   }
@@ -295,14 +295,11 @@ struct BackwardStrip {
   // KEYS of the tile's 16 columns.
   __device__ __forceinline__ void screen(const Operands& o, const std::uint32_t (&a)[DIM / 16][4], int first_other,
                                          const float2& own_thresholds, const float* column_thresholds) {
-    float scores[2][4] = {}, of_columns[2][2] = {};
+    float scores[2][4] = {};
     screen_others<DIM>(scores, a, KEYS ? o.q : o.k, first_other, KEYS ? o.query_length : o.key_length);
     const int lane = lane_of_warp();
-    if constexpr (KEYS) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) of_columns[n / 2][n % 2] = column_thresholds[n / 2 * 8 + lane % 4 * 2 + n % 2];
-    }
-    const std::uint32_t bits = candidate_rows<KEYS>(scores, own_thresholds, of_columns);
+    const std::uint32_t bits = candidate_rows<KEYS>(
+        scores, own_thresholds, [&](int n, int e) { return column_thresholds[8 * n + lane % 4 * 2 + e]; });
     queue(lane < count ? bits & pairs_seen<KEYS>(o, first + lane, first_other) : 0u, first_other);
   }
 

@@ -17,8 +17,9 @@ struct DenseTasks {
 
 // The lists of an fp32 backward. Of values and keys it is the same one, claimed twice.
 struct ScreenedTasks {
-  DenseTasks rows, keys, values;             // for the dense kernels
-  DenseTasks divided_rows, divided_columns;  // for several warps a strip
+  DenseTasks rows, keys, values;  // for the dense kernels
+  // For a block a strip: one kernel, which claims from both lists by the counter of the columns.
+  DenseTasks divided_rows, divided_columns;
 };
 
 #if defined(__CUDACC__)
