@@ -12,7 +12,7 @@
 // A run that reaches from row r on has its contribution to row r + i in place `run` + r + i: of two runs with the same
 // place, one would have to begin before the other ends. So 31 places do for 16 rows and 16 runs.
 // Every order follows from the inputs alone, so that gradients repeat to the bit.
-// Shared memory: 51 KiB for 64 columns and 91 KiB for 128. What one strip takes: 1,000 cycles for each eight units and
+// Shared memory: 48 KiB for 64 columns and 80 KiB for 128. What one strip takes: 1,000 cycles for each eight units and
 // 4,000 for each 256 candidates (estimates).
 #include "attention/cuda/portable/backward_pairs.cuh"
 #include "attention/cuda/portable/strip_list.cuh"

@@ -8,7 +8,7 @@
 // Orders and roundings of scores and sums are those of forward_fp32.cu, so that the outputs are the same to the bit.
 // Survivor bits were cleared by forward_fp32_screened.cu. Sums that are not finite need no other way: pairs without a
 // weight are left out of them.
-// Shared memory: 24 KiB and 4 VIEWS (1 + DIM / 64) KiB. What one strip takes: 900 cycles for each 256 keys, 1,500 for
+// Shared memory: 18 KiB and 4 VIEWS (1 + DIM / 64) KiB. What one strip takes: 900 cycles for each 256 keys, 1,500 for
 // each 256 candidates, and 100 for each candidate of the longest row (estimates).
 #include "attention/cuda/portable/forward_pairs.cuh"
 #include "attention/cuda/portable/strip_list.cuh"
