@@ -1,4 +1,4 @@
-// Exact work of the screened fp32 backward: a warp's rows of a strip, its candidates, and the sums that they join.
+// What the two kernels of the screened fp32 backward share, and a warp's exact work on the candidates of its own strip.
 #pragma once
 
 #include "attention/cuda/portable/live_slices.cuh"
@@ -11,12 +11,10 @@ static_assert(kTile == kSliceRows && kStripRows == kSliceKeys);
 constexpr int kQueue = 128;
 constexpr int kPairsAtOnce = 4;  // under way
 
-// SHARERS warps divide the rows of a strip.
-template <int DIM, int COLUMNS, int SHARERS>
+template <int DIM, int COLUMNS>
 struct WarpPlan {
-  static constexpr int kOwnRows = kStripRows / SHARERS;
-  float x[kOwnRows][DIM];      // dq or dk, with respect to unit vectors
-  float v[kOwnRows][COLUMNS];  // dv
+  float x[kStripRows][DIM];      // dq or dk, with respect to unit vectors
+  float v[kStripRows][COLUMNS];  // dv
   std::uint32_t entries[kQueue];
   float2 factors[kQueue];        // g, w a
   float thresholds[kSliceRows];  // of a row tile, as the screen wants them
@@ -100,37 +98,103 @@ __device__ __forceinline__ void screen_others(float (&scores)[2][4], const std::
   }
 }
 
-// A warp's share of a strip: KEYS says whether its rows are keys. Alone with its strip, a warp computes what one queue
-// holds; beyond that it only counts (`overflow`), because then the strip is better divided among several.
-template <bool KEYS, int DIM, int COLUMNS, int SHARERS>
+// Candidates among the 16 x 16 pairs, with KEYS by the thresholds of the lane's columns (8 n + 2 t + e), else by those
+// of its rows g and g + 8: in lanes 0 .. 15 the bits of row `lane`, 0 in the others; the mask is not applied.
+template <bool KEYS, class OfColumn>
+__device__ __forceinline__ std::uint32_t candidate_rows(const float (&scores)[2][4], const float2& of_rows,
+                                                        OfColumn of_column) {
+  const int lane = lane_of_warp();
+  std::uint32_t bits = 0;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float threshold = KEYS ? of_column(n, e % 2) : e < 2 ? of_rows.x : of_rows.y;
+      if (!(scores[n][e] <= threshold)) bits |= 1u << (e / 2 * 16 + 8 * n + e % 2);
+    }
+  }
+  if (!__any_sync(kWholeWarp, bits != 0)) return 0;
+  bits = __shfl_sync(kWholeWarp, or_over_quad(bits << (lane % 4 * 2)), lane % 8 * 4);
+  return lane < 8 ? bits & 0xffffu : lane < kStripRows ? bits >> 16 : 0u;
+}
+
+// Which of the other side's rows first_other .. + 31 row `own` may meet: key j is seen by the rows i, j <= offset + i.
+template <bool KEYS>
+__device__ __forceinline__ std::uint32_t pairs_seen(const Operands& o, int own, int first_other) {
+  return KEYS ? ~low_bits(own - o.offset - first_other) & low_bits(o.query_length - first_other)
+              : low_bits(o.offset + own - first_other + 1);
+}
+
+// What the screen compares the scores of query `row` with.
+__device__ __forceinline__ float screen_threshold_of_row(const Problem& p, const Operands& o, int row) {
+  return row < o.query_length ? screen_threshold(threshold_at(o.beta, o.scale[row]), static_cast<int>(p.shape.head_dim))
+                              : CUDART_INF_F;
+}
+
+// The share of one row tile (or, with `strip`, of one of its strips), by one thread.
+__device__ inline void store_shares(const Problem& p, const BackwardArguments& a, int view, int head,
+                                    std::int64_t flat_tile, int strip, double dbeta, double dlambda) {
+  const std::int64_t tile = head * p.index.row_tiles + flat_tile;
+  const std::int64_t tiles_of_view = p.shape.query_heads * p.index.row_tiles;
+  if (a.dbeta_parts) a.dbeta_parts[(view * tiles_of_view + tile) * a.shares_per_tile + strip] = -dbeta;
+  if (a.dlambda_parts && view == 1) a.dlambda_parts[tile * a.shares_per_tile + strip] = -dlambda;
+}
+
+// The sum over a warp's lanes, in a fixed order.
+__device__ inline double sum_over_warp(double sum) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kWholeWarp, sum, step);
+  return sum;
+}
+
+// Turns a gradient with respect to unit row `row` into one of the row itself (store_norm_backward in backward_tile.cuh
+// says how), by a warp.
+template <int DIM>
+__device__ __forceinline__ void undo_norm(const UnitRows& rows, int row, LaneColumns<DIM>& sums) {
+  LaneColumns<DIM> raw;
+  raw.load(rows.data + row * rows.row_stride, rows.dim);
+  double square = 0.0, projection = 0.0;
+#pragma unroll
+  for (int i = 0; i < raw.kCount; ++i) {
+    square += static_cast<double>(raw.x[i]) * raw.x[i];
+    projection += static_cast<double>(raw.x[i]) * sums.x[i];
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    square += __shfl_xor_sync(kWholeWarp, square, step);
+    projection += __shfl_xor_sync(kWholeWarp, projection, step);
+  }
+  const float factor = rows.high[row];
+  const double inverse = factor < 1e12f ? 1.0 / sqrt(square) : static_cast<double>(factor);
+  const double along = factor < 1e12f ? projection / square : 0.0;
+#pragma unroll
+  for (int i = 0; i < raw.kCount; ++i) {
+    sums.x[i] = static_cast<float>((sums.x[i] - along * raw.x[i]) * inverse);
+  }
+}
+
+// A warp's strip: KEYS says whether its rows are keys. A warp computes what one queue holds; beyond that it only counts
+// (`overflow`), because then the strip is better shared by a block.
+template <bool KEYS, int DIM, int COLUMNS>
 struct BackwardStrip {
-  static constexpr int kOwnRows = kStripRows / SHARERS;
   const Problem& p;
-  WarpPlan<DIM, COLUMNS, SHARERS>& plan;
-  int first;      // row of the strip in the sequence
-  int count;      // of its rows that exist; may be 0
-  int own_first;  // the warp's rows in the strip: own_first .. + kOwnRows - 1
+  WarpPlan<DIM, COLUMNS>& plan;
+  int first;  // row of the strip in the sequence
+  int count;  // of its rows that exist; may be 0
   int queued = 0, candidates = 0;
   bool overflow = false;
-  unsigned touched = 0;  // own rows whose gradient x is not 0
+  unsigned touched = 0;  // rows whose gradient x is not 0
   double dbeta = 0.0, dlambda = 0.0;
   StripSums<DIM> x;
   StripSums<COLUMNS> v;
 
-  __device__ BackwardStrip(const Problem& problem, WarpPlan<DIM, COLUMNS, SHARERS>& warp_plan, int first_row, int rows,
-                           int sharer)
-      : p(problem),
-        plan(warp_plan),
-        first(first_row),
-        count(max(0, min(kStripRows, rows - first_row))),
-        own_first(sharer * kOwnRows) {
+  __device__ BackwardStrip(const Problem& problem, WarpPlan<DIM, COLUMNS>& warp_plan, int first_row, int rows)
+      : p(problem), plan(warp_plan), first(first_row), count(max(0, min(kStripRows, rows - first_row))) {
     x.rows = plan.x;
     v.rows = plan.v;
-    x.clear(kOwnRows);
-    if (KEYS) v.clear(kOwnRows);
+    x.clear(kStripRows);
+    if (KEYS) v.clear(kStripRows);
   }
-
-  __device__ int own_count() const { return max(0, min(kOwnRows, count - own_first)); }
 
   // g and w a of the queued pairs.
   __device__ __forceinline__ void weigh(const Operands& o) {
@@ -203,7 +267,7 @@ struct BackwardStrip {
       }
 #pragma unroll
       for (int n = 0; n < kAtOnce; ++n) {
-        const auto row = static_cast<std::uint32_t>(entry_row(own[n]) % kOwnRows);
+        const auto row = static_cast<std::uint32_t>(entry_row(own[n]));
         const std::uint32_t chain = row << 28 | static_cast<std::uint32_t>(entry_other(own[n]) / kStripRows);
         if (factors[n].x != 0.f) {
           x_sums.add(chain, factors[n].x, units[n]);
@@ -221,20 +285,11 @@ struct BackwardStrip {
     queued = 0;
   }
 
-  // Inlined where there is one call, so that this object stays in registers.
   __device__ __forceinline__ void work_off(const Operands& o) {
-    if constexpr (SHARERS == 1) {
-      work_off_here(o);
-    } else {
-      work_off_apart(o);
-    }
-  }
-  __device__ __forceinline__ void work_off_here(const Operands& o) {
     __syncwarp();
     weigh(o);
     accumulate(o);
   }
-  __device__ __noinline__ void work_off_apart(const Operands& o) { work_off_here(o); }
 
   // Screens 16 rows of the other side and queues the candidates. Thresholds of scores: of rows g and g + 8, or with
   // KEYS of the tile's 16 columns.
@@ -242,41 +297,18 @@ struct BackwardStrip {
                                          const float2& own_thresholds, const float* column_thresholds) {
     float scores[2][4] = {};
     screen_others<DIM>(scores, a, KEYS ? o.q : o.k, first_other, KEYS ? o.query_length : o.key_length);
-    const int lane = lane_of_warp(), t = lane % 4;
-    std::uint32_t bits = 0;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float own = e < 2 ? own_thresholds.x : own_thresholds.y;
-        const float threshold = KEYS ? column_thresholds[8 * n + 2 * t + e % 2] : own;
-        if (!(scores[n][e] <= threshold)) bits |= 1u << (e / 2 * 16 + 8 * n + e % 2);
-      }
-    }
-    if (!__any_sync(kWholeWarp, bits != 0)) return;
-    bits = __shfl_sync(kWholeWarp, or_over_quad(bits << (2 * t)), lane % 8 * 4);
-    bits = lane < 8 ? bits & 0xffffu : lane < kStripRows ? bits >> 16 : 0u;
-    if constexpr (SHARERS > 1) {
-      if (lane < own_first || lane >= own_first + kOwnRows) bits = 0;
-    }
-    const int own = first + lane;
-    // Key j is seen by the rows i with j <= offset + i.
-    const std::uint32_t seen = KEYS ? ~low_bits(own - o.offset - first_other) & low_bits(o.query_length - first_other)
-                                    : low_bits(o.offset + own - first_other + 1);
-    queue(o, lane < count ? bits & seen : 0u, first_other);
+    const int lane = lane_of_warp();
+    const std::uint32_t bits = candidate_rows<KEYS>(
+        scores, own_thresholds, [&](int n, int e) { return column_thresholds[8 * n + lane % 4 * 2 + e]; });
+    queue(lane < count ? bits & pairs_seen<KEYS>(o, first + lane, first_other) : 0u, first_other);
   }
 
-  __device__ __forceinline__ void queue(const Operands& o, std::uint32_t bits, int first_other) {
+  __device__ __forceinline__ void queue(std::uint32_t bits, int first_other) {
     int total;
     const int before = sum_before(__popc(bits), total);
     candidates += total;
-    if (total == 0) return;
-    if constexpr (SHARERS > 1) {
-      if (queued + total > kQueue) work_off(o);
-    } else {
-      overflow = overflow || queued + total > kQueue;
-      if (overflow) return;
-    }
+    overflow = overflow || queued + total > kQueue;
+    if (total == 0 || overflow) return;
     int place = queued + before;
     while (bits != 0) {
       const int bit = __ffs(static_cast<int>(bits)) - 1;
@@ -286,40 +318,17 @@ struct BackwardStrip {
     queued += total;
   }
 
-  // Undoes the L2 norm of the strip's rows and stores them (store_norm_backward in backward_tile.cuh says how).
+  // Undoes the L2 norm of the strip's rows and stores them.
   __device__ void store_gradient(const UnitRows& rows, const Tensor& target, std::int64_t start) {
     x.flush();
 #pragma unroll 1
-    for (int r = 0; r < own_count(); ++r) {
+    for (int r = 0; r < count; ++r) {
       LaneColumns<DIM> result;
 #pragma unroll
       for (int i = 0; i < result.kCount; ++i) result.x[i] = plan.x[r][LaneColumns<DIM>::first() + i];
-      const int row = first + own_first + r;
+      const int row = first + r;
       if ((touched >> r & 1u) != 0) undo_norm(rows, row, result);
       result.store(static_cast<float*>(target.data) + start + row * target.row_stride, rows.dim);
-    }
-  }
-
-  __device__ __forceinline__ void undo_norm(const UnitRows& rows, int row, LaneColumns<DIM>& sums) const {
-    LaneColumns<DIM> raw;
-    raw.load(rows.data + row * rows.row_stride, rows.dim);
-    double square = 0.0, projection = 0.0;
-#pragma unroll
-    for (int i = 0; i < raw.kCount; ++i) {
-      square += static_cast<double>(raw.x[i]) * raw.x[i];
-      projection += static_cast<double>(raw.x[i]) * sums.x[i];
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      square += __shfl_xor_sync(kWholeWarp, square, step);
-      projection += __shfl_xor_sync(kWholeWarp, projection, step);
-    }
-    const float factor = rows.high[row];
-    const double inverse = factor < 1e12f ? 1.0 / sqrt(square) : static_cast<double>(factor);
-    const double along = factor < 1e12f ? projection / square : 0.0;
-#pragma unroll
-    for (int i = 0; i < raw.kCount; ++i) {
-      sums.x[i] = static_cast<float>((sums.x[i] - along * raw.x[i]) * inverse);
     }
   }
 };

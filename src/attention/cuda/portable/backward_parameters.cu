@@ -27,16 +27,16 @@ __global__ void __launch_bounds__(kThreads)
     backward_parameters_kernel(const __grid_constant__ Problem p, const __grid_constant__ BackwardArguments a) {
   begin_kernel(KernelOrder::kAfterPrevious);
   __shared__ double scratch[kThreads];
-  const std::int64_t head = blockIdx.x, tiles = p.index.row_tiles;
+  const std::int64_t head = blockIdx.x, shares = p.index.row_tiles * a.shares_per_tile;
   if (a.dbeta_parts) {
     double sum = 0.0;
     for (int view = 0; view < p.views; ++view) {
-      sum += sum_parts(a.dbeta_parts + (view * p.shape.query_heads + head) * tiles, tiles, scratch);
+      sum += sum_parts(a.dbeta_parts + (view * p.shape.query_heads + head) * shares, shares, scratch);
     }
     if (threadIdx.x == 0) static_cast<float*>(a.outputs.dbeta)[head] = static_cast<float>(sum);
   }
   if (a.dlambda_parts) {
-    const double sum = sum_parts(a.dlambda_parts + head * tiles, tiles, scratch);
+    const double sum = sum_parts(a.dlambda_parts + head * shares, shares, scratch);
     const float lambda = static_cast<const float*>(p.inputs.lambda)[head];
     const bool inside = lambda >= 0.f && lambda <= 1.f;
     if (threadIdx.x == 0) static_cast<float*>(a.outputs.dlambda)[head] = inside ? static_cast<float>(sum) : 0.f;

@@ -101,8 +101,10 @@ __device__ __forceinline__ void run_task(const Problem& p, const BackwardArgumen
   const double dbeta = block_sum<kBlockThreads>(parameters.dbeta, scratch),
                dlambda = block_sum<kBlockThreads>(parameters.dlambda, scratch);
   if (threadIdx.x != 0) return;
-  if (a.dbeta_parts) a.dbeta_parts[(view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile] = -dbeta;
-  if (a.dlambda_parts && view == 1) a.dlambda_parts[head * p.index.row_tiles + flat_tile] = -dlambda;
+  if (a.dbeta_parts)
+    a.dbeta_parts[((view * p.shape.query_heads + head) * p.index.row_tiles + flat_tile) * a.shares_per_tile] = -dbeta;
+  if (a.dlambda_parts && view == 1)
+    a.dlambda_parts[(head * p.index.row_tiles + flat_tile) * a.shares_per_tile] = -dlambda;
 }
 
 template <int COLUMNS>

@@ -1,4 +1,4 @@
-// The tasks that a screened fp32 kernel hands to the dense one behind it, because most of their pairs survive.
+// The tasks that a screened fp32 kernel hands to those behind it: many of their pairs survive.
 //
 // Which tasks these are follows from the inputs alone; the order in which they are listed and claimed does not matter,
 // because each has its own outputs.
@@ -11,14 +11,15 @@ namespace tda::cuda::portable {
 struct DenseTasks {
   std::uint32_t* tasks = nullptr;    // null: nothing was screened, the dense kernel runs every task
   std::uint32_t* listed = nullptr;   // how many; 0 before the screened kernel
-  std::uint32_t* claimed = nullptr;  // of this dense kernel; 0 before it
-  int parts = 1;                     // a listed task t is the dense kernel's tasks parts * t .. + parts - 1
+  std::uint32_t* claimed = nullptr;  // of the kernel that works the list off; 0 before it
+  int parts = 1;                     // a listed task t is that kernel's tasks parts * t .. + parts - 1
 };
 
 // The lists of an fp32 backward. Of values and keys it is the same one, claimed twice.
 struct ScreenedTasks {
-  DenseTasks rows, keys, values;             // for the dense kernels
-  DenseTasks divided_rows, divided_columns;  // for several warps a strip
+  DenseTasks rows, keys, values;  // for the dense kernels
+  // For a block a strip: one kernel, which claims from both lists by the counter of the columns.
+  DenseTasks divided_rows, divided_columns;
 };
 
 #if defined(__CUDACC__)
@@ -46,6 +47,31 @@ __device__ __forceinline__ void run_dense_tasks(const DenseTasks& list, std::int
     __syncthreads();
     if (!list.tasks) task += gridDim.x;
   }
+}
+
+// Calls run(place) for the places 0 .. count - 1 of lists that belong to this block: the one of its own number, then
+// claimed ones, where a claim is under way while a place runs. All threads of the block call it and agree.
+template <class Run>
+__device__ __forceinline__ void run_listed_places(std::uint32_t* claims, std::uint32_t count, Run run) {
+  __shared__ std::uint32_t claimed;
+  std::uint32_t place = blockIdx.x;
+#pragma unroll 1
+  while (place < count) {
+    const std::uint32_t next = threadIdx.x == 0 ? atomicAdd(claims, 1u) : 0u;
+    run(place);
+    __syncthreads();
+    if (threadIdx.x == 0) claimed = gridDim.x + next;
+    __syncthreads();
+    place = claimed;
+  }
+}
+
+__device__ inline std::uint32_t listed_places(const DenseTasks& list) {
+  return *list.listed * static_cast<std::uint32_t>(list.parts);
+}
+__device__ inline std::int64_t listed_task(const DenseTasks& list, std::uint32_t place) {
+  const auto parts = static_cast<std::uint32_t>(list.parts);
+  return static_cast<std::int64_t>(list.tasks[place / parts]) * parts + place % parts;
 }
 #endif
 

@@ -7,8 +7,7 @@
 //   3. the queue is worked off: exact scores of 32 pairs at a time, weights, survivor bits, then weight times value row
 //      into the strip's sums, in the order and with the roundings of forward_fp32.cu.
 // So the outputs equal those of that kernel to the bit. Row blocks that a queue does not hold go through lists to
-//   - the second kernel here, in which a block has one strip: each warp screens eight keys of a tile and computes two
-//     of the rows, so that a few heavy row blocks spread over the device;
+//   - forward_fp32_divided.cu, in which a block has one strip, so that a few heavy row blocks spread over the device;
 //   - the dense kernel, when they have very many candidates, or anything that is not finite.
 // Shared memory: sums 128 x COLUMNS floats, key tiles of 64 x DIM halves, queues; 66 KiB for one view with 64 columns.
 // Cost: 2 DIM operations of tensor cores a pair, about 40 instructions of a warp a candidate.
@@ -23,26 +22,19 @@ namespace {
 constexpr int kRows = kDenseRows;
 static_assert(kRows == kWarps * kStripRows && kWarps == kForwardStrips);
 
-// Sets the thresholds of the block's rows, unreachable for those that do not exist. Ends without a barrier.
-template <int VIEWS, int DIM, int COLUMNS, int SHARERS>
-__device__ void start_rows(const Problem& p, const Block& b, Plan<VIEWS, DIM, COLUMNS, SHARERS>& plan) {
-  const int r = static_cast<int>(threadIdx.x);
-  if (r >= plan.kRows) return;
-  plan.threshold[r] = r < b.rows ? threshold_at(load_beta(p, b.head), p.position_scale[b.offset + b.first + r])
-                                 : unreachable_threshold();
-  plan.survivors[r] = 0;
-}
-
 // Thresholds, zeros, and whether the block is better left to the dense kernel: tau near 0 or NaN in most rows, or a NaN
 // for lambda, which reaches pairs without a weight.
 template <int VIEWS, int DIM, int COLUMNS>
 __device__ bool start_block(const Problem& p, const ForwardOutputs& outputs, const Block& b,
-                            Plan<VIEWS, DIM, COLUMNS, 1>& plan) {
+                            Plan<VIEWS, DIM, COLUMNS>& plan) {
   constexpr float kLowThreshold = 0.02f;
   bool low = false;
   const int r = static_cast<int>(threadIdx.x);
-  start_rows(p, b, plan);
-  if (r < kRows) low = !(plan.threshold[r].high > kLowThreshold);
+  if (r < kRows) {
+    plan.threshold[r] = threshold_of_row(p, b, r);
+    plan.survivors[r] = 0;
+    low = !(plan.threshold[r].high > kLowThreshold);
+  }
   auto* const index = static_cast<std::uint32_t*>(outputs.survivor_index);
   if (index) {
     for (int n = 0; n < p.views * (kRows / kSliceRows); ++n) {
@@ -92,11 +84,11 @@ __device__ __forceinline__ bool too_many(int candidates, int tiles) {
 
 // Screens all key tiles; false when the block turned out to be dense. All threads agree.
 template <int VIEWS, int DIM, int COLUMNS>
-__device__ __forceinline__ bool walk_keys(const Problem& p, Plan<VIEWS, DIM, COLUMNS, 1>& plan, float lambda,
-                                          ForwardStrip<VIEWS, DIM, COLUMNS, 1>& strip) {
+__device__ __forceinline__ bool walk_keys(const Problem& p, Plan<VIEWS, DIM, COLUMNS>& plan, float lambda,
+                                          ForwardStrip<VIEWS, DIM, COLUMNS>& strip) {
   const Block& b = strip.b;
   const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / 32;
-  constexpr int kAhead = Plan<VIEWS, DIM, COLUMNS, 1>::kStages - 1;
+  constexpr int kAhead = Plan<VIEWS, DIM, COLUMNS>::kStages - 1;
   std::uint32_t queries[VIEWS][DIM / 16][4];
 #pragma unroll
   for (int view = 0; view < VIEWS; ++view) load_queries<DIM>(p, b, warp * kStripRows, view, queries[view]);
@@ -131,77 +123,14 @@ __device__ __forceinline__ bool walk_keys(const Problem& p, Plan<VIEWS, DIM, COL
       bits[view].y &= low_bits(own_keys_seen - first_key - 32);
       any = any || (bits[view].x | bits[view].y) != 0;
     }
-    if (__any_sync(kWholeWarp, any)) strip.add_candidates(first_key, bits, lambda);
+    if (__any_sync(kWholeWarp, any)) strip.add_candidates(first_key, bits);
   }
   if (!strip.overflow) strip.work_off(lambda);
   strip.sums.flush();
   return true;
 }
 
-// Screens the warp's eight keys of a tile for the strip's 16 rows, and leaves the bits to all warps.
-template <int DIM>
-__device__ __forceinline__ void screen_share(const __half* keys, const std::uint32_t (&a)[DIM / 16][4], float upper,
-                                             float lower, unsigned char (&bits)[kStripRows][kWarps]) {
-  const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / 32;
-  float scores[1][4] = {};
-#pragma unroll
-  for (int step = 0; step < DIM / 16; step += 2) {
-    std::uint32_t k[4];
-    load_matrices(k, keys + half_slot<DIM>(warp * 8 + lane % 8, step * 2 + lane / 8));
-    multiply_add<__half>(scores[0], a[step], k[0], k[1]);
-    multiply_add<__half>(scores[0], a[step + 1], k[2], k[3]);
-  }
-  const uint2 found = candidate_bits<0, 1>(scores, upper, lower);
-  if (lane % 4 != 0) return;
-  bits[lane / 4][warp] = static_cast<unsigned char>(found.x);
-  bits[lane / 4 + 8][warp] = static_cast<unsigned char>(found.y);
-}
-
-// Screens the strip's key tiles together, one tile ahead of the exact work of each warp.
-template <int VIEWS, int DIM, int COLUMNS>
-__device__ __forceinline__ void walk_keys_together(const Problem& p, const Block& b,
-                                                   Plan<VIEWS, DIM, COLUMNS, kWarps>& plan, float lambda,
-                                                   ForwardStrip<VIEWS, DIM, COLUMNS, kWarps>& strip) {
-  const int lane = lane_of_warp(), warp = static_cast<int>(threadIdx.x) / 32;
-  constexpr int kAhead = Plan<VIEWS, DIM, COLUMNS, kWarps>::kStages - 1;
-  std::uint32_t queries[VIEWS][DIM / 16][4];
-#pragma unroll
-  for (int view = 0; view < VIEWS; ++view) load_queries<DIM>(p, b, 0, view, queries[view]);
-  const int dim = static_cast<int>(p.shape.head_dim);
-  const float upper = screen_threshold(plan.threshold[lane / 4], dim);
-  const float lower = screen_threshold(plan.threshold[lane / 4 + 8], dim);
-  const bool owns = lane / strip.kOwnRows == warp && lane < b.rows;
-  const int keys_seen = owns ? b.offset + strip.first + lane + 1 : 0;
-  for (int tile = 0; tile < kAhead; ++tile) load_keys(p, b, tile, plan);
-#pragma unroll 1
-  for (int tile = 0; tile <= b.key_tiles; ++tile) {
-    wait_for_copies<kAhead - 1>();
-    __syncthreads();
-    load_keys(p, b, tile + kAhead, plan);
-    if (tile < b.key_tiles) {
-#pragma unroll
-      for (int view = 0; view < VIEWS; ++view) {
-        screen_share<DIM>(plan.keys[tile % plan.kStages][view], queries[view], upper, lower, plan.bits[tile % 2][view]);
-      }
-    }
-    if (tile == 0) continue;
-    const int first_key = (tile - 1) * kKeys;
-    uint2 bits[VIEWS];
-    bool any = false;
-#pragma unroll
-    for (int view = 0; view < VIEWS; ++view) {
-      bits[view] = *reinterpret_cast<const uint2*>(plan.bits[(tile - 1) % 2][view][lane % kStripRows]);
-      bits[view].x &= low_bits(keys_seen - first_key);
-      bits[view].y &= low_bits(keys_seen - first_key - 32);
-      any = any || (bits[view].x | bits[view].y) != 0;
-    }
-    if (__any_sync(kWholeWarp, any)) strip.add_candidates(first_key, bits, lambda);
-  }
-  strip.work_off(lambda);
-  strip.sums.flush();
-}
-
-// Where the first kernel's row blocks go that it does not finish.
+// Where the row blocks go that this kernel does not finish.
 struct Lists {
   DenseTasks divided, dense;
 };
@@ -211,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, VIEWS* DIM > 128 ? 1 : 2)
     forward_fp32_screened_kernel(const __grid_constant__ Problem p, const __grid_constant__ ForwardOutputs outputs,
                                  const __grid_constant__ Lists lists, std::int64_t tiles) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
-  auto& plan = *reinterpret_cast<Plan<VIEWS, DIM, COLUMNS, 1>*>(shared_bytes);
+  auto& plan = *reinterpret_cast<Plan<VIEWS, DIM, COLUMNS>*>(shared_bytes);
   const Block b = make_block(p, tiles, blockIdx.x);
   if (b.rows <= 0) return;
   if (start_block(p, outputs, b, plan)) {
@@ -239,62 +168,16 @@ __global__ void __launch_bounds__(kThreads, VIEWS* DIM > 128 ? 1 : 2)
   }
 }
 
-// A strip of a listed row block; its survivor bits were cleared by the first kernel. Sums that are not finite need no
-// other way: pairs without a weight are left out of them.
-template <int VIEWS, int DIM, int COLUMNS>
-__device__ __forceinline__ void run_strip(const Problem& p, const ForwardOutputs& outputs, std::int64_t tiles,
-                                          std::int64_t task, Plan<VIEWS, DIM, COLUMNS, kWarps>& plan) {
-  Block b = make_block(p, tiles, task / kWarps);
-  const int own = static_cast<int>(task % kWarps) * kStripRows;
-  b.first += own;
-  b.rows = min(kStripRows, b.rows - own);
-  if (b.rows <= 0) return;
-  b.key_tiles = (b.offset + b.first + b.rows + kKeys - 1) / kKeys;
-  start_rows(p, b, plan);
-  auto strip = make_strip(p, outputs, b, 0, plan);
-  __syncthreads();
-  walk_keys_together(p, b, plan, VIEWS == 2 ? clamped_lambda(p, b.head) : 0.f, strip);
-  wait_for_copies<0>();
-  store_strip(p, outputs, strip);
-}
-
-template <int VIEWS, int DIM, int COLUMNS>
-__global__ void __launch_bounds__(kThreads, VIEWS* DIM > 128 ? 1 : 2)
-    forward_fp32_divided_kernel(const __grid_constant__ Problem p, const __grid_constant__ ForwardOutputs outputs,
-                                const __grid_constant__ Lists lists, std::int64_t tiles, std::int64_t tasks) {
-  extern __shared__ __align__(128) unsigned char shared_bytes[];
-  auto& plan = *reinterpret_cast<Plan<VIEWS, DIM, COLUMNS, kWarps>*>(shared_bytes);
-  run_dense_tasks(lists.divided, tasks, [&](std::int64_t task) { run_strip(p, outputs, tiles, task, plan); });
-}
-
 template <int VIEWS, int DIM, int COLUMNS>
 cudaError_t launch(const Problem& p, const ForwardOutputs& outputs, const Lists& lists, cudaStream_t stream) {
   const std::int64_t tiles = (p.longest_query + kRows - 1) / kRows;
   const std::int64_t tasks = tiles * p.shape.query_heads * p.sequences;
-  constexpr auto kFirstBytes = static_cast<int>(sizeof(Plan<VIEWS, DIM, COLUMNS, 1>));
-  constexpr auto kSecondBytes = static_cast<int>(sizeof(Plan<VIEWS, DIM, COLUMNS, kWarps>));
-  static_assert(kSecondBytes <= kFirstBytes, "screens_fp32_now asks for the first only");
-  const auto first = forward_fp32_screened_kernel<VIEWS, DIM, COLUMNS>;
-  const auto second = forward_fp32_divided_kernel<VIEWS, DIM, COLUMNS>;
-  cudaError_t error = cudaFuncSetAttribute(first, cudaFuncAttributeMaxDynamicSharedMemorySize, kFirstBytes);
+  constexpr auto kBytes = static_cast<int>(sizeof(Plan<VIEWS, DIM, COLUMNS>));
+  const auto kernel = forward_fp32_screened_kernel<VIEWS, DIM, COLUMNS>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  error = cudaFuncSetAttribute(second, cudaFuncAttributeMaxDynamicSharedMemorySize, kSecondBytes);
-  if (error != cudaSuccess) return error;
-  first<<<static_cast<unsigned>(tasks), kThreads, kFirstBytes, stream>>>(p, outputs, lists, tiles);
-  const unsigned blocks = blocks_for(p, lists.divided, tasks * kWarps);
-  second<<<blocks, kThreads, kSecondBytes, stream>>>(p, outputs, lists, tiles, tasks * kWarps);
+  kernel<<<static_cast<unsigned>(tasks), kThreads, kBytes, stream>>>(p, outputs, lists, tiles);
   return cudaGetLastError();
-}
-
-// Calls run.operator()<VIEWS, DIM, COLUMNS>() for the instance that fits.
-template <class Run>
-auto with_instance(const AttentionShape& shape, int views, Run run) {
-  const auto of_views = [&]<int VIEWS>() {
-    if (shape.head_dim > 64) return run.template operator()<VIEWS, 128, 128>();
-    if (shape.value_dim > 64) return run.template operator()<VIEWS, 64, 128>();
-    return run.template operator()<VIEWS, 64, 64>();
-  };
-  return views == 2 ? of_views.template operator()<2>() : of_views.template operator()<1>();
 }
 
 }  // namespace
@@ -315,7 +198,7 @@ bool screens_fp32_now(const Problem& p) {
   if (!p.vector_v || cudaGetDevice(&device) != cudaSuccess) return false;
   if (cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return false;
   return available >= with_instance(p.shape, p.views, [&]<int VIEWS, int DIM, int COLUMNS>() {
-           return static_cast<int>(sizeof(Plan<VIEWS, DIM, COLUMNS, 1>));
+           return static_cast<int>(sizeof(Plan<VIEWS, DIM, COLUMNS>));
          });
 }
 

@@ -1,5 +1,4 @@
-// What the two kernels of the screened fp32 forward share: a block's rows, the way of its keys into shared memory, and
-// a warp's exact work on the candidates of its rows.
+// What the two kernels of the screened fp32 forward share, and a warp's exact work on the candidates of its own strip.
 #pragma once
 
 #include "attention/cuda/portable/half_tile.cuh"
@@ -17,17 +16,15 @@ struct PairQueue {
   float weights[kQueue];
 };
 
-// SHARERS warps divide the rows of a strip.
-template <int VIEWS, int DIM, int COLUMNS, int SHARERS>
+template <int VIEWS, int DIM, int COLUMNS>
 struct Plan {
-  static constexpr int kStages = VIEWS * DIM > 64 ? 2 : 3, kRows = kWarps / SHARERS * kStripRows;
+  static constexpr int kStages = VIEWS * DIM > 64 ? 2 : 3, kRows = kWarps * kStripRows;
   __half keys[kStages][VIEWS][kKeys * DIM];
   float sums[kRows][COLUMNS];
   PairQueue queue[kWarps];
   Threshold threshold[kRows];
   int survivors[kRows];
-  int candidates[2][kWarps];                                      // with one warp a strip
-  __align__(8) unsigned char bits[2][VIEWS][kStripRows][kWarps];  // with several: candidates of two tiles
+  int candidates[2][kWarps];
 };
 
 struct Block {
@@ -52,6 +49,12 @@ __device__ inline Block make_block(const Problem& p, std::int64_t tiles, std::in
   return b;
 }
 
+// Unreachable for rows that do not exist.
+__device__ inline Threshold threshold_of_row(const Problem& p, const Block& b, int row) {
+  return row < b.rows ? threshold_at(load_beta(p, b.head), p.position_scale[b.offset + b.first + row])
+                      : unreachable_threshold();
+}
+
 // Rows of the fp16 copies.
 __device__ inline HalfRows screen_rows(const Problem& p, const void* copy, std::int64_t first, int rows) {
   return {copy, first * p.half_pitch, p.half_pitch, rows, static_cast<int>(p.half_pitch), true};
@@ -74,12 +77,10 @@ __device__ void load_queries(const Problem& p, const Block& b, int own, int view
   }
 }
 
-// What a warp works with: its rows of a strip, its queue, and what it has found so far. Alone with its strip, a warp
-// computes what one queue holds; beyond that it only counts (`overflow`), because then the strip is better divided.
-template <int VIEWS, int DIM, int COLUMNS, int SHARERS>
+// What a warp works with: its strip, its queue, and what it has found so far. It computes what one queue holds; beyond
+// that it only counts (`overflow`), because then the strip is better shared by a block.
+template <int VIEWS, int DIM, int COLUMNS>
 struct ForwardStrip {
-  static constexpr int kOwnRows = kStripRows / SHARERS;
-  static_assert(SHARERS == 1 || kOwnRows * kKeys <= kQueue);
   const Problem& p;
   const Block& b;
   PairQueue& queue;
@@ -91,7 +92,7 @@ struct ForwardStrip {
   int queued;      // pairs in the queue
   int candidates;  // so far
   bool overflow;
-  StripSums<COLUMNS> sums;  // of own rows
+  StripSums<COLUMNS> sums;
 
   // The weight, in one view, of the lane's own pair among the 32 behind `base`.
   __device__ __forceinline__ float pair_weight(int view, int base, std::uint32_t own, bool exists) const {
@@ -155,7 +156,7 @@ struct ForwardStrip {
 #pragma unroll
       for (int n = 0; n < kAtOnce; ++n) {
         if (w[n] == 0.f) continue;
-        const auto chain = static_cast<std::uint32_t>(entry_row(own[n]) % kOwnRows) << 28 |
+        const auto chain = static_cast<std::uint32_t>(entry_row(own[n])) << 28 |
                            static_cast<std::uint32_t>(entry_other(own[n]) / kChain);
         own_sums.add(chain, w[n], values[n]);
       }
@@ -165,34 +166,21 @@ struct ForwardStrip {
     queued = 0;
   }
 
-  // Inlined where there is one call, so that this object stays in registers.
   __device__ __forceinline__ void work_off(float lambda) {
-    if constexpr (SHARERS == 1) {
-      work_off_here(lambda);
-    } else {
-      work_off_apart(lambda);
-    }
-  }
-  __device__ __forceinline__ void work_off_here(float lambda) {
     __syncwarp();
     weigh(lambda);
     add_values();
   }
-  __device__ __noinline__ void work_off_apart(float lambda) { work_off_here(lambda); }
 
-  // Queues the candidates of a tile: in lane r < 16 the bits of row r in each view, zero for rows of other warps.
-  __device__ __forceinline__ void add_candidates(int first_key, const uint2 (&bits)[VIEWS], float lambda) {
+  // Queues the candidates of a tile: in lane r < 16 the bits of row r in each view.
+  __device__ __forceinline__ void add_candidates(int first_key, const uint2 (&bits)[VIEWS]) {
     uint2 either = bits[0];
     if constexpr (VIEWS == 2) either = make_uint2(bits[0].x | bits[1].x, bits[0].y | bits[1].y);
     int total;
     int place = sum_before(__popc(either.x) + __popc(either.y), total);
     candidates += total;
-    if constexpr (SHARERS > 1) {
-      if (queued + total > kQueue) work_off(lambda);
-    } else {
-      overflow = overflow || queued + total > kQueue;
-      if (overflow) return;
-    }
+    overflow = overflow || queued + total > kQueue;
+    if (overflow) return;
     place += queued;
 #pragma unroll
     for (int word = 0; word < 2; ++word) {
@@ -209,9 +197,8 @@ struct ForwardStrip {
   }
 };
 
-template <int VIEWS, int DIM, int COLUMNS, int SHARERS>
-__device__ __forceinline__ void load_keys(const Problem& p, const Block& b, int tile,
-                                          Plan<VIEWS, DIM, COLUMNS, SHARERS>& plan) {
+template <int VIEWS, int DIM, int COLUMNS>
+__device__ __forceinline__ void load_keys(const Problem& p, const Block& b, int tile, Plan<VIEWS, DIM, COLUMNS>& plan) {
   if (tile < b.key_tiles) {
 #pragma unroll
     for (int view = 0; view < VIEWS; ++view) {
@@ -224,15 +211,15 @@ __device__ __forceinline__ void load_keys(const Problem& p, const Block& b, int 
   commit_copies();
 }
 
-// The warp's part of the strip behind row `own` of the block.
-template <int VIEWS, int DIM, int COLUMNS, int SHARERS>
-__device__ __forceinline__ ForwardStrip<VIEWS, DIM, COLUMNS, SHARERS> make_strip(
-    const Problem& p, const ForwardOutputs& outputs, const Block& b, int own,
-    Plan<VIEWS, DIM, COLUMNS, SHARERS>& plan) {
+// The strip behind row `own` of the block.
+template <int VIEWS, int DIM, int COLUMNS>
+__device__ __forceinline__ ForwardStrip<VIEWS, DIM, COLUMNS> make_strip(const Problem& p, const ForwardOutputs& outputs,
+                                                                        const Block& b, int own,
+                                                                        Plan<VIEWS, DIM, COLUMNS>& plan) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   auto* const index = static_cast<std::uint32_t*>(outputs.survivor_index);
   const std::int64_t row_tile = b.sequence.first_row_tile + (b.first + own) / kSliceRows;
-  ForwardStrip<VIEWS, DIM, COLUMNS, SHARERS> strip{
+  ForwardStrip<VIEWS, DIM, COLUMNS> strip{
       p,
       b,
       plan.queue[warp],
@@ -244,18 +231,17 @@ __device__ __forceinline__ ForwardStrip<VIEWS, DIM, COLUMNS, SHARERS> make_strip
       0,
       0,
       false,
-      {plan.sums + warp * (kStripRows / SHARERS)}};
-  strip.sums.clear(strip.kOwnRows);
+      {plan.sums + own}};
+  strip.sums.clear(kStripRows);
   return strip;
 }
 
-template <int VIEWS, int DIM, int COLUMNS, int SHARERS>
+template <int VIEWS, int DIM, int COLUMNS>
 __device__ void store_strip(const Problem& p, const ForwardOutputs& outputs,
-                            const ForwardStrip<VIEWS, DIM, COLUMNS, SHARERS>& strip) {
+                            const ForwardStrip<VIEWS, DIM, COLUMNS>& strip) {
   const Block& b = strip.b;
   const Tensor& target = outputs.output;
-  const int first = strip.first + static_cast<int>(threadIdx.x) / 32 % SHARERS * strip.kOwnRows;
-  const int end = min(first + strip.kOwnRows, b.first + b.rows);
+  const int first = strip.first, end = min(first + kStripRows, b.first + b.rows);
   float* const data =
       static_cast<float*>(target.data) + row_offset(target, b.sequence.batch, b.head, b.sequence.first_query);
   for (int row = first; row < end; ++row) {
@@ -271,7 +257,18 @@ __device__ void store_strip(const Problem& p, const ForwardOutputs& outputs,
   std::int32_t* const counts = outputs.survivors +
                                (b.sequence.batch * p.shape.query_heads + b.head) * p.shape.query_length +
                                b.sequence.first_query;
-  if (row < end) counts[row] = strip.survivors[row - strip.first];
+  if (row < end) counts[row] = strip.survivors[row - first];
+}
+
+// Calls run.operator()<VIEWS, DIM, COLUMNS>() for the instance that fits.
+template <class Run>
+auto with_instance(const AttentionShape& shape, int views, Run run) {
+  const auto of_views = [&]<int VIEWS>() {
+    if (shape.head_dim > 64) return run.template operator()<VIEWS, 128, 128>();
+    if (shape.value_dim > 64) return run.template operator()<VIEWS, 64, 128>();
+    return run.template operator()<VIEWS, 64, 64>();
+  };
+  return views == 2 ? of_views.template operator()<2>() : of_views.template operator()<1>();
 }
 
 }  // namespace tda::cuda::portable

@@ -26,10 +26,13 @@ bool screens_fp32(const AttentionShape& shape, const AttentionOptions& options, 
 // switched it off (TDA_FP32_SCREEN=off in the environment, read at each call).
 bool screens_fp32_now(const Problem& problem);
 
-// The same outputs by screening, to the bit; row blocks that are better computed densely go to the list `dense`.
-// `divided` is a list of its own, with kForwardStrips parts.
+// The same outputs by screening, to the bit; row blocks with too much for one warp a strip go to the list `divided`, of
+// kForwardStrips parts, and those that are better computed densely to `dense`.
 cudaError_t launch_forward_fp32_screened(const Problem& problem, const ForwardOutputs& outputs,
                                          const DenseTasks& divided, const DenseTasks& dense, cudaStream_t stream);
+// The row blocks of the list `divided`.
+cudaError_t launch_forward_fp32_divided(const Problem& problem, const ForwardOutputs& outputs,
+                                        const DenseTasks& divided, cudaStream_t stream);
 
 // The same for 16-bit types with value_dim <= 128, on tensor cores; it does nothing when the inputs are irregular.
 // `pairs`: two neighbouring elements of the output may be stored at once.
@@ -40,8 +43,10 @@ struct BackwardArguments {
   ConstTensor d_output;
   const std::uint32_t* index;
   BackwardOutputs outputs;
-  double* dbeta_parts;    // (views, query heads, row tiles): the share of each row tile, or null
-  double* dlambda_parts;  // (query heads, row tiles), or null
+  double* dbeta_parts;    // (views, query heads, row tiles, shares_per_tile): what each adds to dbeta, or null
+  double* dlambda_parts;  // (query heads, row tiles, shares_per_tile), or null
+  // Screened fp32 calls have room for one share of each 16 rows; who sums up a whole row tile uses the first.
+  int shares_per_tile;
   // Whether two neighbouring 16-bit elements may be stored at once.
   bool pairs_dq[2], pairs_dk[2], pairs_dv;
   // Whether rows may be stored sixteen bytes at a time.
@@ -58,10 +63,13 @@ cudaError_t launch_backward_key_fp32(const Problem& problem, const BackwardArgum
 // dv.
 cudaError_t launch_backward_value_fp32(const Problem& problem, const BackwardArguments& arguments,
                                        const DenseTasks& dense, cudaStream_t stream);
-// All of these pair by pair, for screened calls; row tiles and tiles of 64 keys that are better computed densely go to
-// the lists.
+// All of these pair by pair, for screened calls; row tiles and tiles of 64 keys with too much for one warp a strip, and
+// those that are better computed densely, go to the lists.
 cudaError_t launch_backward_fp32_screened(const Problem& problem, const BackwardArguments& arguments,
                                           const ScreenedTasks& tasks, cudaStream_t stream);
+// The lists of strips that a block shares.
+cudaError_t launch_backward_fp32_divided(const Problem& problem, const BackwardArguments& arguments,
+                                         const ScreenedTasks& tasks, cudaStream_t stream);
 // dbeta and dlambda from the shares, in a fixed order.
 cudaError_t launch_backward_parameters(const Problem& problem, const BackwardArguments& arguments, cudaStream_t stream);
 

@@ -49,11 +49,16 @@ void place_scales(const AttentionShape& s, int views, bool fp32_kernels, Arena& 
   }
 }
 
-void place_parts(const AttentionShape& s, int views, const SurvivorIndexLayout& index, Arena& arena,
+constexpr int kStripsOfTile = kSliceRows / kSliceKeys;  // that a screened fp32 backward divides a task into
+
+void place_parts(const AttentionShape& s, int views, const SurvivorIndexLayout& index, bool screened, Arena& arena,
                  BackwardArguments* arguments) {
-  double* const dbeta = arena.take<double>(views * s.query_heads * index.row_tiles);
-  double* const dlambda = arena.take<double>(s.query_heads * index.row_tiles);
+  const int shares_per_tile = screened ? kStripsOfTile : 1;
+  const std::int64_t shares = s.query_heads * index.row_tiles * shares_per_tile;
+  double* const dbeta = arena.take<double>(views * shares);
+  double* const dlambda = views == 2 ? arena.take<double>(shares) : nullptr;
   if (!arguments) return;
+  arguments->shares_per_tile = shares_per_tile;
   arguments->dbeta_parts = arguments->outputs.dbeta ? dbeta : nullptr;
   arguments->dlambda_parts = arguments->outputs.dlambda ? dlambda : nullptr;
 }
@@ -142,10 +147,11 @@ ScreenedTasks place_screened_backward(const AttentionShape& s, int views, const 
   const std::int64_t key_tiles = documents ? s.key_length / kSliceRows + documents->count
                                            : s.batch * ((s.key_length + kSliceRows - 1) / kSliceRows);
   tasks.rows = {arena.take<std::uint32_t>(row_tasks), counters, counters + 1, 1};
-  tasks.divided_rows = {arena.take<std::uint32_t>(row_tasks), counters + 2, counters + 3, 1};
+  tasks.divided_rows = {arena.take<std::uint32_t>(row_tasks), counters + 2, counters + 3, kStripsOfTile};
   tasks.values = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 4, counters + 5, 1};
   tasks.keys = {tasks.values.tasks, counters + 4, counters + 6, views};
-  tasks.divided_columns = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 7, counters + 8, 1};
+  tasks.divided_columns = {arena.take<std::uint32_t>(s.key_heads * key_tiles), counters + 7, counters + 8,
+                           kStripsOfTile};
   return tasks;
 }
 
@@ -229,12 +235,13 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
   const SurvivorIndexLayout index = survivor_index_layout(shape, documents);
   Arena arena(nullptr);
   place_scales(shape, options.views, !has_half_kernels(shape, options.data_type), arena, nullptr);
-  place_parts(shape, options.views, index, arena, nullptr);
+  const bool screened = screens_fp32(shape, options, longest_key(shape, documents));
+  place_parts(shape, options.views, index, screened, arena, nullptr);
   if (has_half_kernels(shape, options.data_type)) {
     const bool lists = has_survivor_lists(shape, options, documents);
     place_plan(shape, options.views, index, documents, lists, arena, nullptr);
   }
-  if (screens_fp32(shape, options, longest_key(shape, documents))) {
+  if (screened) {
     Problem problem{};
     place_screened_backward(shape, options.views, index, documents, arena, problem);
   }
@@ -269,8 +276,10 @@ Status forward(const ForwardCall& call) {
     if (Status s = launch_status("forward_half", error); !s.ok()) return s;
   }
   if (dense.tasks) {
-    const cudaError_t error = launch_forward_fp32_screened(p, call.outputs, divided, dense, stream);
+    cudaError_t error = launch_forward_fp32_screened(p, call.outputs, divided, dense, stream);
     if (Status s = launch_status("forward_fp32_screened", error); !s.ok()) return s;
+    error = launch_forward_fp32_divided(p, call.outputs, divided, stream);
+    if (Status s = launch_status("forward_fp32_divided", error); !s.ok()) return s;
   }
   return launch_status("forward_fp32", launch_forward_fp32(p, call.outputs, dense, stream));
 }
@@ -341,8 +350,10 @@ Status run_half_kernels(const Problem& p, const BackwardArguments& a, const Back
 Status run_fp32_kernels(const Problem& p, const BackwardArguments& a, const ScreenedTasks& dense, cudaStream_t stream) {
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (dense.rows.tasks) {
-    const cudaError_t error = launch_backward_fp32_screened(p, a, dense, stream);
+    cudaError_t error = launch_backward_fp32_screened(p, a, dense, stream);
     if (Status s = launch_status("backward_fp32_screened", error); !s.ok()) return s;
+    error = launch_backward_fp32_divided(p, a, dense, stream);
+    if (Status s = launch_status("backward_fp32_divided", error); !s.ok()) return s;
   }
   const bool parameters = a.dbeta_parts || a.dlambda_parts;
   if (p.longest_query > 0 && (parameters || a.outputs.dq[0].data || a.outputs.dq[1].data)) {
@@ -368,7 +379,8 @@ Status backward(const BackwardCall& call, DenseBackward dense) {
   const bool half = has_half_kernels(p.shape, p.type);
   place_scales(call.shape, call.options.views, !half, arena, &p);
   const std::size_t parts = arena.used();
-  place_parts(call.shape, call.options.views, p.index, arena, &a);
+  const bool may_screen = screens_fp32(p.shape, call.options, p.longest_key);
+  place_parts(call.shape, call.options.views, p.index, may_screen, arena, &a);
   std::size_t cleared = arena.used();
   BackwardPlan plan{};
   if (half) {
@@ -386,7 +398,7 @@ Status backward(const BackwardCall& call, DenseBackward dense) {
     cleared = static_cast<std::size_t>(end - static_cast<char*>(call.workspace));
   }
   ScreenedTasks screened;
-  if (screens_fp32(p.shape, call.options, p.longest_key) && p.vector_d_output && screens_fp32_now(p)) {
+  if (may_screen && p.vector_d_output && screens_fp32_now(p)) {
     screened = place_screened_backward(p.shape, p.views, p.index, call.documents, arena, p);
     cleared = static_cast<std::size_t>(reinterpret_cast<char*>(screened.rows.listed + kScreenedCounters) -
                                        static_cast<char*>(call.workspace));
