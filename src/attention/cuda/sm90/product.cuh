@@ -48,8 +48,6 @@ struct ProductTail {
   std::uint32_t slices;    // live slices of the current block, collected over the warps
 };
 
-constexpr int kLightBuckets = 5;  // up to 32 candidate strips: such a job ends before the next claim would be there
-
 // Sparse jobs in the order of claims: buckets from the heaviest down. Each lane holds one bucket's end.
 struct JobOrder {
   int end;    // of this lane's bucket (lane 0: heaviest)
@@ -78,22 +76,18 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
   const std::int64_t capacity = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kTilesPerBlock;
   int slot = 0;
   std::uint32_t phase = 1;
-  int next = 0;  // the next claim, in lane 0; under way while the blocks of this job are fetched
-  const auto claim = [&] {
-    if (lane == 0) next = atomicAdd(&a.counters->product_claims, 1);
-  };
-  claim();
   for (int use = 0;; ++use) {
-    const int claimed = __shfl_sync(0xffffffffu, next, 0);
+    int claimed = 0;
+    if (lane == 0) claimed = atomicAdd(&a.counters->product_claims, 1);
+    claimed = __shfl_sync(0xffffffffu, claimed, 0);
     const bool valid = claimed < jobs;
     int job = -1;
-    bool everything = false, heavy = false;
+    bool everything = false;
     if (valid) {
       const int place = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, claimed < order.end))) - 1;
       const int first = __shfl_sync(0xffffffffu, order.end - order.count, place);
       job = a.sparse_list[(kBuckets - 1 - place) * capacity + claimed - first];
       everything = place == 0;
-      heavy = place < kBuckets - kLightBuckets;
     }
     const int head_of_all = job / (a.row_blocks * kTilesPerBlock);
     const int tile = job % (a.row_blocks * kTilesPerBlock);
@@ -120,7 +114,6 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
       }
     }
     if (!valid) return;
-    if (!heavy) claim();  // behind a heavy job a light one would wait
 
     auto fetch = [&](std::uint32_t entry) {  // lane 0
       const int first_key = static_cast<int>(entry & 0xfffffffu) * kBlockKeys;
@@ -192,7 +185,6 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
         }
       }
     }
-    if (heavy) claim();
     if (lane == 0) fetch(pending | 0x80000000u);
     slot = __shfl_sync(0xffffffffu, slot, 0);
     phase = __shfl_sync(0xffffffffu, phase, 0);

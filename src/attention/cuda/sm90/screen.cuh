@@ -205,10 +205,9 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
   int key_slot = 0;
   std::uint32_t key_phase = 1;
   int query_use = 0;
-  for (int next = atomicAdd(&a.counters->screen_claims, 1);;) {
-    const int claimed = next;
+  for (;;) {
+    const int claimed = atomicAdd(&a.counters->screen_claims, 1);
     const bool valid = claimed < jobs;
-    if (valid) next = atomicAdd(&a.counters->screen_claims, 1);  // on its way while this job's tiles are
     const ScreenJob job = valid ? screen_job(a, claimed) : ScreenJob{0, 0};
     const int batch = job.head_of_all / a.query_heads;
     const int head = job.head_of_all % a.query_heads;
