@@ -205,9 +205,14 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
   int key_slot = 0;
   std::uint32_t key_phase = 1;
   int query_use = 0;
+  // With many jobs a block the next claim is under way while this job's tiles are; with few it would cost the balance.
+  const bool early = jobs > 16 * static_cast<int>(gridDim.x);
+  int next = 0;
+  if (early) next = atomicAdd(&a.counters->screen_claims, 1);
   for (;;) {
-    const int claimed = atomicAdd(&a.counters->screen_claims, 1);
+    const int claimed = early ? next : atomicAdd(&a.counters->screen_claims, 1);
     const bool valid = claimed < jobs;
+    if (early && valid) next = atomicAdd(&a.counters->screen_claims, 1);
     const ScreenJob job = valid ? screen_job(a, claimed) : ScreenJob{0, 0};
     const int batch = job.head_of_all / a.query_heads;
     const int head = job.head_of_all % a.query_heads;
