@@ -1,4 +1,4 @@
-"""The dense kernels of the Hopper backward, forced onto every task that holds a survivor, keep the same rule."""
+"""The dense kernels of the Hopper backward keep the same rule, and agree with the portable ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ SHAPES = [
     dict(batch=2, query_heads=2, key_heads=1, query_length=129, key_length=129),
     dict(batch=1, query_heads=2, key_heads=2, query_length=1, key_length=700),
 ]
-
-
-@pytest.fixture(autouse=True)
-def dense_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TDA_SM90_DENSE_BACKWARD", "always")
 
 
 @pytest.mark.parametrize("dim", [64, 128])

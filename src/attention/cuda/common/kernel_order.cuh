@@ -15,6 +15,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <map>
+#include <utility>
 
 namespace tda::cuda {
 
@@ -48,14 +50,35 @@ struct Launch {
   bool overlaps = false;  // the kernel calls begin_kernel() and end_kernel()
 };
 
+// What is asked of the driver about a kernel once a thread and device, because it costs more than a launch.
+struct PreparedKernel {
+  cudaError_t error;
+  bool overlaps;
+};
+
+// Allows `kernel` its shared memory, the same in each call.
+inline PreparedKernel prepare_kernel(const void* kernel, int shared_bytes) {
+  thread_local std::map<std::pair<int, const void*>, PreparedKernel> known;
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return {error, false};
+  const std::pair key(device, kernel);
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  cudaFuncAttributes compiled{};
+  cudaError_t error = cudaFuncGetAttributes(&compiled, kernel);
+  if (error == cudaSuccess && shared_bytes > 48 * 1024) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  }
+  // PTX for less than 9.0 knows no wait, whatever device it runs on.
+  const PreparedKernel prepared{error, compiled.ptxVersion >= 90};
+  if (error == cudaSuccess) known.emplace(key, prepared);
+  return prepared;
+}
+
 template <class... Parameters>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, cudaStream_t stream,
                           const Parameters&... arguments) {
-  if (launch.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
+  const PreparedKernel prepared = prepare_kernel(reinterpret_cast<const void*>(kernel), launch.shared_bytes);
+  if (prepared.error != cudaSuccess) return prepared.error;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -65,12 +88,7 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), const Launch& launch, c
   config.dynamicSmemBytes = static_cast<std::size_t>(launch.shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
-  if (launch.overlaps) {  // PTX for less than 9.0 knows no wait, whatever device it runs on
-    cudaFuncAttributes compiled{};
-    const cudaError_t error = cudaFuncGetAttributes(&compiled, kernel);
-    if (error != cudaSuccess) return error;
-    config.numAttrs = compiled.ptxVersion >= 90 ? 1 : 0;
-  }
+  config.numAttrs = launch.overlaps && prepared.overlaps ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   return error != cudaSuccess ? error : cudaGetLastError();
 }
