@@ -1,0 +1,64 @@
+"""Forward and backward through every kernel family, small, for compute-sanitizer: scripts/gpu/sanitize.sh.
+
+Families: half (sm_90, or the portable kernels elsewhere), pairs (lists of survivors, T = 8192), fp32 (screened, shared
+strips, dense). Prints a line a case, and nothing about values: those are the tests' business.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+import threshold_attention as ta
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def run(heads: int, dim: int, length: int, views: int, dtype: torch.dtype, beta: float, power: float = 2.0) -> None:
+    """One forward and backward. The last eighth of the heads' queries stands near keys, so that there are long rows."""
+    generator = torch.Generator("cuda").manual_seed(length)
+
+    def tensor() -> torch.Tensor:
+        return torch.randn(1, heads, length, dim, generator=generator, device="cuda")
+
+    q, k = [tensor() for _ in range(views)], [tensor() for _ in range(views)]
+    for n in range(views):
+        q[n][:, :, -(length // 8) :] = k[n][:, :, 3:4] + 0.3 * q[n][:, :, -(length // 8) :]
+    inputs = [x.to(dtype).requires_grad_() for pair in zip(q, k, strict=True) for x in pair]
+    v = tensor().to(dtype).requires_grad_()
+    betas = torch.full((heads,), beta, device="cuda", requires_grad=True)
+    if views == 1:
+        wanted = [*inputs, v, betas]
+        output = ta.threshold_rela(*inputs, v, beta=betas, power=power)
+    else:
+        lam = torch.full((heads,), 0.4, device="cuda", requires_grad=True)
+        wanted = [*inputs, v, betas, lam]
+        output = ta.differential_threshold_rela(*inputs, v, beta=betas, lam=lam, power=power)
+    torch.autograd.grad(output, wanted, torch.ones_like(output))
+    torch.cuda.synchronize()
+    print(heads, dim, length, views, dtype, beta, power, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="+", choices=["half", "pairs", "fp32"])
+    families = parser.parse_args().families
+    if "half" in families:
+        for dim in (64, 128):
+            for views in (1, 2):
+                run(3, dim, 700, views, BF16, 0.3)
+                run(3, dim, 300, views, FP16, 0.0)
+        run(3, 64, 333, 1, BF16, 0.5, 1.5)
+        run(3, 48, 200, 2, BF16, 0.5)
+    if "pairs" in families:
+        run(2, 64, 8192, 1, BF16, 1.4)
+        run(2, 128, 8192, 2, FP16, 1.4)
+    if "fp32" in families:
+        run(12, 64, 512, 1, FP32, 1.0)
+        run(12, 64, 384, 2, FP32, 1.0)
+        run(2, 128, 300, 1, FP32, 0.5)
+
+
+if __name__ == "__main__":
+    main()
