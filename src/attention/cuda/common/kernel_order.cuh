@@ -35,7 +35,11 @@ __device__ __forceinline__ void allow_next_kernel() {
 enum class KernelOrder { kAfterPrevious, kBesidePrevious };
 
 __device__ __forceinline__ void begin_kernel(KernelOrder order) {
-  if (order == KernelOrder::kAfterPrevious) wait_for_previous_kernel();
+  if (order == KernelOrder::kAfterPrevious) {
+    wait_for_previous_kernel();
+  } else {
+    __threadfence();  // what the previous kernel waited for, not an older copy in the L1 cache
+  }
   allow_next_kernel();
 }
 

@@ -52,6 +52,7 @@ class StepConsumer {
       const int job_steps = visible_steps(a, first_row - warpgroup * kParts * kRowTile, Plan::kRows);
       for (int turn = turns_of(steps); turn < turns_of(job_steps); ++turn) {  // of the other warpgroups alone
         wait_for_slot();
+        __syncwarp();  // a lane left behind would find the slot filled twice
         free_slot();
       }
       if constexpr (Plan::kQueriesShared) {
@@ -290,6 +291,7 @@ class StepConsumer {
     for (int set = 0; set < kSets; ++set) convert(set, 0);
     round();
     write_index(0, steps == 1);
+    __syncwarp();  // all lanes have read 1/|k|
     free_slot();
   }
 

@@ -4,8 +4,8 @@
 //   prepare_keys   1/|k|, an 8-bit copy of the unit keys with its error bound; clears the counters
 //   screen         8-bit scores of all visible pairs; certifies blocks of 16 queries x 64 keys as empty, zeroes rows
 //                  without a candidate and hands out the others: sparse row tiles by weight, dense row blocks apart
-//   product        exact scores and the product with V on the candidate blocks of the sparse row tiles
-//   dense          the same on row blocks where most blocks are candidates; skips nothing
+//   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
+//   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
 // Outputs do not depend on which kernel computes a row nor on the false candidates it meets: both use the same exact
 // scores in the same order, and a block without survivors adds nothing.
 #pragma once
