@@ -5,18 +5,7 @@
 # Exit code 1 if a measurement crashed. Missed goals are results, not failures.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=scripts/gpu/built-package.sh
+source scripts/gpu/built-package.sh
 
-python="${TDA_PYTHON:-$(command -v "$PWD/.venv/bin/python" || command -v python3)}"
-build="${TDA_GPU_BUILD:-$PWD/build/cuda}"
-[[ -f $build/libthreshold_attention.so ]] || {
-  echo "error: $build/libthreshold_attention.so is missing" >&2
-  echo "HINT: scripts/gpu/build.sh builds it; TDA_GPU_BUILD names another folder" >&2
-  exit 2
-}
-
-# The package from the checkout, with the library of this build beside it.
-package="$(mktemp -d)"
-trap 'rm -rf "$package"' EXIT
-cp -r python/threshold_attention "$package"
-cp "$build/libthreshold_attention.so" "$package/threshold_attention"
 PYTHONPATH="$package${PYTHONPATH:+:$PYTHONPATH}" "$python" -m bench.gpu "$@"

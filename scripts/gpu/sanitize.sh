@@ -5,18 +5,9 @@
 # reports (docs/decisions/080): TDA_RACECHECK="half pairs fp32" shows them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=scripts/gpu/built-package.sh
+source scripts/gpu/built-package.sh
 
-python="${TDA_PYTHON:-$(command -v "$PWD/.venv/bin/python" || command -v python3)}"
-build="${TDA_GPU_BUILD:-$PWD/build/cuda}"
-[[ -f $build/libthreshold_attention.so ]] || {
-  echo "error: $build/libthreshold_attention.so is missing" >&2
-  echo "HINT: scripts/gpu/build.sh builds it; TDA_GPU_BUILD names another folder" >&2
-  exit 2
-}
-package="$(mktemp -d)"
-trap 'rm -rf "$package"' EXIT
-cp -r python/threshold_attention "$package"
-cp "$build/libthreshold_attention.so" "$package/threshold_attention"
 export PYTHONPATH="$package${PYTHONPATH:+:$PYTHONPATH}"
 
 result=0

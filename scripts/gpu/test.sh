@@ -6,12 +6,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-python="${TDA_PYTHON:-$(command -v "$PWD/.venv/bin/python" || command -v python3)}"
-build="${TDA_GPU_BUILD:-$PWD/build/cuda}"
+# shellcheck source=scripts/gpu/built-package.sh
+source scripts/gpu/built-package.sh
 shards="${TDA_PARALLEL:-$(nproc)}"
 export TDA_GRID_CASES="${TDA_GRID_CASES:-6700}" TDA_REPETITIONS="${TDA_REPETITIONS:-1000}"
 logs="$(mktemp -d)"
-trap 'rm -rf "$logs"' EXIT
+trap 'rm -rf "$package" "$logs"' EXIT
 
 result=0
 pids=()
@@ -31,10 +31,5 @@ else
   echo "lm_cuda_test: not built, so not run (TDA_GPU_TARGETS=lm_cuda_test scripts/gpu/build.sh)"
 fi
 
-# The package from the checkout, with the library of this build beside it.
-package="$logs/package"
-mkdir -p "$package"
-cp -r python/threshold_attention "$package"
-cp "$build/libthreshold_attention.so" "$package/threshold_attention"
 PYTHONPATH="$package:tests/torch" "$python" -m pytest -q -p no:cacheprovider -rfE tests/cuda "$@" || result=1
 exit "$result"
