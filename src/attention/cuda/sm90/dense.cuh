@@ -129,13 +129,7 @@ class StepConsumer {
         for (int k = 0; k < kChunks; ++k) store_matrices(address[k], q[set][k]);
       }
     }
-    if constexpr (kViews == 2) {
-      const float lambda = fminf(fmaxf(a.lambda[job.head], 0.0f), 1.0f);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        ratio[h] = lambda * inverse_power(rows[1].norm[h], a.power) / inverse_power(rows[0].norm[h], a.power);
-      }
-    }
+    if constexpr (kViews == 2) view_ratio(a, job.head, rows, ratio);
     __syncwarp();
 #pragma unroll
     for (int h = 0; h < 2; ++h) {

@@ -130,6 +130,43 @@ __device__ __forceinline__ void rectify(float (&t)[kSize], float power) {
   }
 }
 
+// Two views: t0, t1 -> A fragments of max(t0, 0)^p - ratio max(t1, 0)^p; both are raised in place.
+template <typename Element, bool kSquare, int kSize>
+__device__ __forceinline__ void weigh_difference(float (&t0)[kSize], float (&t1)[kSize], float power,
+                                                 const float (&ratio)[2], std::uint32_t (&weights)[kSize / 8][4]) {
+  rectify<kSquare>(t0, power);
+  rectify<kSquare>(t1, power);
+#pragma unroll
+  for (int i = 0; i < kSize / 2; ++i) {
+    const float r = ratio[i & 1];
+    weights[i / 4][i % 4] = pack<Element>(fmaf(-r, t1[2 * i], t0[2 * i]), fmaf(-r, t1[2 * i + 1], t0[2 * i + 1]));
+  }
+}
+
+// lambda (|q1'| / |q2'|)^p of rows g and g + 8.
+__device__ __forceinline__ void view_ratio(const ForwardArguments& a, int head, const QueryRows (&rows)[2],
+                                           float (&ratio)[2]) {
+  const float lambda = fminf(fmaxf(a.lambda[head], 0.0f), 1.0f);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    ratio[h] = lambda * inverse_power(rows[1].norm[h], a.power) / inverse_power(rows[0].norm[h], a.power);
+  }
+}
+
+// Adds up what the lanes of a quad counted for rows `row` and `row` + 8, and stores it.
+__device__ __forceinline__ void store_survivors(const ForwardArguments& a, int head_of_all, int row,
+                                                const int (&survivors)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    int count = survivors[h];
+    count += __shfl_xor_sync(0xffffffffu, count, 1);
+    count += __shfl_xor_sync(0xffffffffu, count, 2);
+    if ((threadIdx.x & 3) == 0 && row + 8 * h < a.query_length) {
+      a.survivors[static_cast<std::int64_t>(head_of_all) * a.query_length + row + 8 * h] = count;
+    }
+  }
+}
+
 // One output row from first principles, by one warp: for rows whose fast result is not finite, because a value that is
 // not finite meets weights that are exactly zero. A pair below the threshold contributes nothing, whatever v holds.
 template <typename Element, int kHeadDim>
@@ -186,6 +223,19 @@ __device__ __forceinline__ void repair_row(const ForwardArguments& a, int batch,
   for (int d = 0; d < kPart; ++d) output[lane * kPart + d] = static_cast<Element>(sum[d]);
 }
 
+// Computes again the rows whose lanes are set in `bad`, for rows g and g + 8 of a warp's 16.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ void repair_rows(const ForwardArguments& a, int batch, int head, int first_row,
+                                            const unsigned (&bad)[2]) {
+  if ((bad[0] | bad[1]) == 0) return;
+  __syncwarp();
+  for (int h = 0; h < 2; ++h) {
+    for (int g = 0; g < 8; ++g) {
+      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim>(a, batch, head, first_row + g + 8 * h);
+    }
+  }
+}
+
 // Scales and stores a warp's 16 output rows; rows that are not finite are computed again.
 template <typename Element, int kHeadDim>
 __device__ __forceinline__ void store_output(const ForwardArguments& a, int batch, int head, int first_row,
@@ -204,13 +254,7 @@ __device__ __forceinline__ void store_output(const ForwardArguments& a, int batc
     bad[h] = __ballot_sync(0xffffffffu, inside && !(check == 0.0f));
     store_row<Element>(base + row * a.output_row_stride, output, h, scale, lane & 3, inside);
   }
-  if ((bad[0] | bad[1]) == 0) return;
-  __syncwarp();
-  for (int h = 0; h < 2; ++h) {
-    for (int g = 0; g < 8; ++g) {
-      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim>(a, batch, head, first_row + g + 8 * h);
-    }
-  }
+  repair_rows<Element, kHeadDim>(a, batch, head, first_row, bad);
 }
 
 }  // namespace tda::cuda::sm90

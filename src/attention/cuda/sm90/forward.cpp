@@ -20,6 +20,9 @@ constexpr std::int64_t kCacheBytesOfKeys = 16 << 20;  // 8-bit keys of the heads
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+// Below, what the lists cost the screen is more than they save (docs/experiments).
+bool has_candidate_lists(const AttentionShape& shape) { return shape.key_length >= kListedKeys; }
+
 bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options,
                         const PackedDocuments* documents) {
   const bool type = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
@@ -32,7 +35,8 @@ bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& opt
 // Scratch memory as offsets from the workspace; also the derived sizes.
 struct Workspace {
   std::int64_t key_tiles, row_tiles, row_blocks, flag_words;
-  std::int64_t counters, keys8, key_scale, key_tile, flags, sparse_list, dense_list, bytes;
+  std::int64_t counters, keys8, key_scale, key_tile, flags, sparse_list, dense_list;
+  std::int64_t strip_keys, listed_list, bytes;
 };
 
 Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& options) {
@@ -53,16 +57,21 @@ Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& op
   w.keys8 = take(key_tiles_of_all * kScreenKeys * shape.head_dim);
   w.key_scale = take(key_tiles_of_all * kScreenKeys * static_cast<std::int64_t>(sizeof(float)));
   w.key_tile = take(key_tiles_of_all * static_cast<std::int64_t>(sizeof(KeyTile)));
-  w.flags = take(options.views * query_heads_of_all * w.row_blocks * (kScreenRows / kStripRows) * w.flag_words * 4);
+  w.flags = take(options.views * query_heads_of_all * w.row_blocks * kStripsPerBlock * w.flag_words * 4);
   w.sparse_list = take(kBuckets * query_heads_of_all * w.row_blocks * kTilesPerBlock * 4);
   w.dense_list = take(query_heads_of_all * w.row_blocks * 4);
+  const std::int64_t strips = query_heads_of_all * w.row_blocks * kStripsPerBlock;
+  if (has_candidate_lists(shape)) {
+    w.strip_keys = take(options.views * strips * kStripKeys * (has_narrow_lists(shape.key_length) ? 2 : 4));
+    w.listed_list = take(kListBuckets * strips * static_cast<std::int64_t>(sizeof(ListedJob)));
+  }
   w.bytes = end;
   return w;
 }
 
 // Testing aid, read at each call: TDA_SM90_SCREEN=off computes every visible pair exactly; TDA_SM90_DENSE=off keeps the
-// dense kernel out; the outputs are the same bits. TDA_SM90_LISTS=off marks the survivors' lists as incomplete, so that
-// the backward does without.
+// dense kernel out, TDA_SM90_LISTED=off lists of candidate keys; the outputs are the same bits. TDA_SM90_LISTS=off
+// marks the survivors' lists as incomplete, so that the backward does without.
 bool is_switched_off(const char* variable) {
   const char* value = std::getenv(variable);
   return value != nullptr && std::string_view(value) == "off";
@@ -90,6 +99,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.normalize = call.options.normalize;
   a.screening = !is_switched_off("TDA_SM90_SCREEN");
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
+  a.listing = a.screening && has_candidate_lists(shape) && !is_switched_off("TDA_SM90_LISTED");
 }
 
 void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {
@@ -118,6 +128,8 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.flags = reinterpret_cast<std::uint32_t*>(base + w.flags);
   a.sparse_list = reinterpret_cast<int*>(base + w.sparse_list);
   a.dense_list = reinterpret_cast<int*>(base + w.dense_list);
+  a.strip_keys = base + w.strip_keys;
+  a.listed_list = reinterpret_cast<ListedJob*>(base + w.listed_list);
 }
 
 Status set_tensor_maps(const ForwardCall& call, ForwardArguments& a) {
@@ -156,7 +168,7 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
   if (compute_capability != 90 || !is_supported_shape(shape, call.options, call.documents)) return false;
   constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
   const Workspace w = plan_workspace(shape, call.options);
-  if (shape.key_length > kLargest / 2 || shape.batch * shape.query_heads * w.row_tiles > kLargest / 2 ||
+  if (shape.key_length > kLargest / 2 || shape.batch * shape.query_heads * w.row_tiles > kLargest / 8 ||
       call.options.views * shape.batch * shape.key_heads * w.key_tiles > kLargest / 2) {
     return false;
   }
@@ -165,6 +177,9 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
         !tile_source_is_aligned(tile_source(call.inputs.k[view], shape, shape.key_length, shape.key_heads))) {
       return false;
     }
+  }
+  for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
+    if (std::abs(keys->row_stride) > kLargest) return false;
   }
   const Tensor& output = call.outputs.output;
   const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};

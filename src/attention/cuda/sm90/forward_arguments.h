@@ -6,8 +6,9 @@
 //                  without a candidate and hands out the others: sparse row tiles by weight, dense row blocks apart
 //   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
 //   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
-// Outputs do not depend on which kernel computes a row nor on the false candidates it meets: both use the same exact
-// scores in the same order, and a block without survivors adds nothing.
+//   listed         the same on single candidate keys, for row tiles that have few; begins beside the product
+// Outputs do not depend on which kernel computes a row nor on the false candidates it meets: all use the same exact
+// scores in the same order, 16 aligned keys at a time, and keys without survivors add nothing.
 #pragma once
 
 #include <cuda.h>
@@ -27,6 +28,10 @@ constexpr int kBlockKeys = 64;  // keys of a product step; one flag bit
 constexpr int kStripRows = 16;  // query rows behind one flag bit (one warp)
 constexpr int kBlocksPerWord = 32;
 constexpr int kBuckets = 20;  // sparse jobs by log2 of their number of candidate strips; the last: unscreened rows
+constexpr int kStripsPerBlock = kScreenRows / kStripRows;
+constexpr int kStripsPerTile = kRowTile / kStripRows;
+constexpr int kStripKeys = 256;   // candidate keys that a strip's list holds
+constexpr int kListBuckets = 10;  // listed strips by log2 of their number of keys
 
 // What the screen knows about 256 consecutive keys of one head.
 struct alignas(16) KeyTile {
@@ -43,6 +48,14 @@ struct Counters {
   int dense_claims;
   int dense_jobs;
   int sparse_jobs[kBuckets];
+  int listed_claims;
+  int listed_jobs[kListBuckets];
+};
+
+// A strip with lists of candidate keys.
+struct alignas(16) ListedJob {
+  std::int32_t batch, head, first_row;
+  std::int32_t counts;  // keys in its list; of view 2 in the upper half
 };
 
 struct ForwardArguments {
@@ -63,6 +76,7 @@ struct ForwardArguments {
   bool normalize;
   bool screening;     // false: everything is a candidate
   bool dense_kernel;  // false: dense row blocks go to the sparse product, too
+  bool listing;       // false: nothing goes by lists of candidate keys
 
   ConstTensor q[2], k[2], v;
   const float* beta;
@@ -76,12 +90,14 @@ struct ForwardArguments {
   int list_heads;  // entries of lists.totals; 0 without an index
   bool lists_wanted;
 
-  std::int8_t* keys8;    // (views, B, H_k, key_tiles * 256, D), dims permuted inside each 16 (prepare_keys.cuh)
-  float* key_scale;      // (views, B, H_k, key_tiles * 256): 1 / |k|, or 1 without normalization
-  KeyTile* key_tile;     // (views, B, H_k, key_tiles)
-  std::uint32_t* flags;  // (views, B, H_q, row_blocks * 16 strips, flag_words), bit: 64 keys
-  int* sparse_list;      // (kBuckets, B H_q row_blocks * 4): row tile jobs, 4 row_blocks a head
-  int* dense_list;       // (B H_q row_blocks): row block jobs
+  std::int8_t* keys8;      // (views, B, H_k, key_tiles * 256, D), dims permuted inside each 16 (prepare_keys.cuh)
+  float* key_scale;        // (views, B, H_k, key_tiles * 256): 1 / |k|, or 1 without normalization
+  KeyTile* key_tile;       // (views, B, H_k, key_tiles)
+  std::uint32_t* flags;    // (views, B, H_q, row_blocks * 16 strips, flag_words), bit: 64 keys
+  int* sparse_list;        // (kBuckets, B H_q row_blocks * 4): row tile jobs, 4 row_blocks a head
+  int* dense_list;         // (B H_q row_blocks): row block jobs
+  void* strip_keys;        // (views, B H_q row_blocks * 16, kStripKeys), candidate_lists.cuh
+  ListedJob* listed_list;  // (kListBuckets, B H_q row_blocks * 16)
   Counters* counters;
 };
 

@@ -6,6 +6,7 @@
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/dense.cuh"
 #include "attention/cuda/sm90/forward_launch.h"
+#include "attention/cuda/sm90/listed_product.cuh"
 #include "attention/cuda/sm90/prepare_keys.cuh"
 #include "attention/cuda/sm90/product.cuh"
 #include "attention/cuda/sm90/screen.cuh"
@@ -30,7 +31,12 @@ Status launch_exact(const ForwardArguments& a, int processors, cudaStream_t stre
   using Product = ProductPlan<kHeadDim, kViews>;
   const Launch launch{static_cast<unsigned>(processors * Product::kBlocksPerProcessor), Product::kThreads,
                       Product::kSharedBytes, true};
-  return enqueue(product<Element, kHeadDim, kViews, kSquare>, "product", launch, a, stream);
+  if (Status s = enqueue(product<Element, kHeadDim, kViews, kSquare>, "product", launch, a, stream); !s.ok()) return s;
+  if (!a.listing) return {};
+  using Listed = ListedPlan<kHeadDim, kViews>;
+  const Launch strips{static_cast<unsigned>(processors * Listed::kBlocksPerProcessor), Listed::kThreads,
+                      Listed::kSharedBytes, true};
+  return enqueue(listed<Element, kHeadDim, kViews, kSquare>, "listed", strips, a, stream);
 }
 
 template <typename Element, int kHeadDim>

@@ -19,6 +19,7 @@
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
+#include "attention/cuda/sm90/job_order.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
 
 namespace tda::cuda::sm90 {
@@ -48,31 +49,13 @@ struct ProductTail {
   std::uint32_t slices;    // live slices of the current block, collected over the warps
 };
 
-// Sparse jobs in the order of claims: buckets from the heaviest down. Each lane holds one bucket's end.
-struct JobOrder {
-  int end;    // of this lane's bucket (lane 0: heaviest)
-  int count;  // jobs in this lane's bucket
-};
-
-__device__ __forceinline__ JobOrder job_order(const Counters& counters) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const int count = lane < kBuckets ? counters.sparse_jobs[kBuckets - 1 - lane] : 0;
-  int end = count;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset <<= 1) {
-    const int before = __shfl_up_sync(0xffffffffu, end, offset);
-    if (lane >= offset) end += before;
-  }
-  return {end, count};
-}
-
 template <typename Element, int kHeadDim, int kViews>
 __device__ __forceinline__ void product_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t blocks,
                                                  std::uint32_t scales, ProductTail& tail) {
   using Plan = ProductPlan<kHeadDim, kViews>;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  const JobOrder order = job_order(*a.counters);
-  const int jobs = __shfl_sync(0xffffffffu, order.end, 31);
+  const JobOrder order = job_order(a.counters->sparse_jobs);
+  const int jobs = number_of_jobs(order);
   const std::int64_t capacity = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kTilesPerBlock;
   int slot = 0;
   std::uint32_t phase = 1;
@@ -84,10 +67,9 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
     int job = -1;
     bool everything = false;
     if (valid) {
-      const int place = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, claimed < order.end))) - 1;
-      const int first = __shfl_sync(0xffffffffu, order.end - order.count, place);
-      job = a.sparse_list[(kBuckets - 1 - place) * capacity + claimed - first];
-      everything = place == 0;
+      const JobPlace at = job_place(order, claimed);
+      job = a.sparse_list[(kBuckets - 1 - at.bucket) * capacity + at.place];
+      everything = at.bucket == 0;
     }
     const int head_of_all = job / (a.row_blocks * kTilesPerBlock);
     const int tile = job % (a.row_blocks * kTilesPerBlock);
@@ -264,13 +246,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
     }
     __syncwarp();
     float ratio[2] = {0.0f, 0.0f};
-    if constexpr (kViews == 2) {
-      const float lambda = fminf(fmaxf(a.lambda[head], 0.0f), 1.0f);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        ratio[h] = lambda * inverse_power(rows[1].norm[h], a.power) / inverse_power(rows[0].norm[h], a.power);
-      }
-    }
+    if constexpr (kViews == 2) view_ratio(a, head, rows, ratio);
 
     IndexWriter writer[kViews];
     if (a.index != nullptr) {
@@ -353,14 +329,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
         if constexpr (kViews == 1) {
           weigh<Element, kSquare>(t[0], a.power, weights);
         } else {
-          rectify<kSquare>(t[0], a.power);
-          rectify<kSquare>(t[1], a.power);
-#pragma unroll
-          for (int i = 0; i < 16; ++i) {
-            const float r = ratio[i & 1];
-            weights[i / 4][i % 4] =
-                pack<Element>(fmaf(-r, t[1][2 * i], t[0][2 * i]), fmaf(-r, t[1][2 * i + 1], t[0][2 * i + 1]));
-          }
+          weigh_difference<Element, kSquare>(t[0], t[1], a.power, ratio, weights);
         }
         hold(output);
 #pragma unroll
@@ -387,17 +356,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[query_slot]));
     store_output<Element, kHeadDim>(a, batch, head, first_row + warp * 16, output, rows[0]);
-    if (a.survivors != nullptr) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        survivors[h] += __shfl_xor_sync(0xffffffffu, survivors[h], 1);
-        survivors[h] += __shfl_xor_sync(0xffffffffu, survivors[h], 2);
-        const int row = first_row + row_in_tile + 8 * h;
-        if ((lane & 3) == 0 && row < a.query_length) {
-          a.survivors[static_cast<std::int64_t>(head_of_all) * a.query_length + row] = survivors[h];
-        }
-      }
-    }
+    if (a.survivors != nullptr) store_survivors(a, head_of_all, first_row + row_in_tile, survivors);
 #pragma unroll
     for (int view = 0; view < kViews; ++view)
       lists[view].finish(a, list_place(a, view, batch, head, first_row + row_in_tile));

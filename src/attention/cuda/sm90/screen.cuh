@@ -19,14 +19,16 @@
 // tensor cores; about 230 instructions in each of 16 warps, of which 64 are maxima. The second is the limit at D = 64.
 //
 // A job whose threshold is not positive is not screened, and a warpgroup for which 3/4 of the blocks of the first 1024
-// keys are candidates stops screening: such row blocks are dense. Anything a bit says too much costs time, never
-// exactness.
+// keys are candidates stops screening, unless lists could hold them: such row blocks are dense. A warp whose blocks
+// hold candidates also lists their keys (candidate_lists.cuh; about 90 instructions for 64 keys with a candidate).
+// Anything a bit or a list says too much costs time, never exactness.
 #pragma once
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/common/wgmma.cuh"
+#include "attention/cuda/sm90/candidate_lists.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
 
 namespace tda::cuda::sm90 {
@@ -50,13 +52,16 @@ struct ScreenTail {     // behind the tiles in shared memory
   std::uint64_t finished[4], dispatched[4];  // of the last jobs, by turn mod 4
   int job[2];                                // of the query slots; -1 ends the kernel
   int finished_job[4];
-  std::uint32_t vote[16];  // per consumer warp: flags of a row's first 1024 keys
+  std::uint32_t vote[16];  // per consumer warp: of the first 1024 keys, flags << 16 and listed candidates
   int candidates[4][16];   // candidate strips per consumer warp, or kDenseVote, kUnscreened
+  int listed[4][16];       // candidate keys per consumer warp (view 2 in the upper half), or kNotListed
 };
 static_assert(sizeof(ScreenTail) <= 1024);
 
-constexpr int kDenseVote = -1;   // screening stopped: all flags are set
-constexpr int kUnscreened = -2;  // no flags were written
+constexpr int kDenseVote = -1;         // screening stopped: all flags are set
+constexpr int kUnscreened = -2;        // no flags were written
+constexpr int kNotListed = -1;         // more candidate keys than a list holds
+constexpr int kKeysPerStripBlock = 4;  // up to here a list costs less than blocks
 constexpr int kDispatchThreads = 96;
 constexpr int kDenseBlocks = 12;  // of a row tile's first 16: from here the dense kernel is quicker
 
@@ -254,9 +259,20 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
   }
 }
 
-// Hands out the 256 rows of a finished job: dense together, or sparse row tiles by their number of candidates.
-// `candidates` is that of row tile `lane` of the block.
-__device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, int candidates) {
+// Of a strip, from the lengths of its lists in the halves of a word.
+__device__ __forceinline__ int keys_of_views(int counts) { return (counts & 0xffff) + (counts >> 16); }
+
+// Whether a row tile goes by its lists of `keys` candidate keys rather than by its candidate blocks of 64 keys. The
+// blocks of strips may coincide, so there are candidates / 4 of them at least.
+__device__ __forceinline__ bool is_listed(const ForwardArguments& a, int candidates, int keys) {
+  return a.listing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
+}
+
+// Hands out the 256 rows of a finished job: dense together, or sparse row tiles by their number of candidates, or by
+// strips with lists. `candidates` and `keys` are those of row tile `lane` of the block, `strip_keys` those of both
+// views of strip `lane`.
+__device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, int candidates, int keys,
+                                         int strip_keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int tile = job.block * kTilesPerBlock + lane;
   const bool exists = lane < kTilesPerBlock && tile < a.row_tiles;
@@ -264,17 +280,39 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const Screen
     if (lane == 0) a.dense_list[atomicAdd(&a.counters->dense_jobs, 1)] = job.head_of_all * a.row_blocks + job.block;
     return;
   }
-  if (!exists || candidates == 0) return;
+  const bool listed = exists && is_listed(a, candidates, keys);
+  const std::int64_t strips = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kStripsPerBlock;
+  if (__shfl_sync(0xffffffffu, listed, lane / 4) && lane < kStripsPerBlock) {
+    const int sum = keys_of_views(strip_keys);
+    const int bucket = sum == 0 ? 0 : 31 - __clz(sum);
+    const int position = atomicAdd(&a.counters->listed_jobs[bucket], 1);
+    a.listed_list[bucket * strips + position] =
+        ListedJob{job.head_of_all / a.query_heads, job.head_of_all % a.query_heads,
+                  job.block * kScreenRows + lane * kStripRows, strip_keys};
+  }
+  if (!exists || candidates == 0 || listed) return;
   constexpr int kHeaviest = kBuckets - 1;
   const int bucket = candidates == kUnscreened  ? kHeaviest
                      : candidates == kDenseVote ? kHeaviest - 1
                                                 : min(31 - __clz(candidates), kHeaviest - 1);
-  const std::int64_t capacity = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kTilesPerBlock;
   const int position = atomicAdd(&a.counters->sparse_jobs[bucket], 1);
-  a.sparse_list[bucket * capacity + position] = job.head_of_all * a.row_blocks * kTilesPerBlock + tile;
+  a.sparse_list[bucket * (strips / kStripsPerTile) + position] = job.head_of_all * a.row_blocks * kTilesPerBlock + tile;
 }
 
-// Rows of a row tile without a candidate: output, survivor counts and index are zero.
+// The words of the survivor index of a row tile: all slices dead.
+__device__ __forceinline__ void clear_index(const ForwardArguments& a, int head_of_all, int tile, int thread) {
+  if (a.index == nullptr) return;
+  const int batch = head_of_all / a.query_heads;
+  const int head = head_of_all % a.query_heads;
+  const int last = a.position_offset + min((tile + 1) * kRowTile, a.query_length) - 1;
+  for (int view = 0; view < a.views; ++view) {
+    std::uint32_t* words =
+        a.index + a.index_layout.word_offset(view, head, static_cast<std::int64_t>(batch) * a.row_tiles + tile);
+    for (int w = thread; w <= last / kKeysPerWord; w += kDispatchThreads) words[w] = 0;
+  }
+}
+
+// Rows of a row tile without a candidate: output and survivor counts are zero.
 template <typename Element, int kHeadDim>
 __device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, int head_of_all, int tile, int thread) {
   const int batch = head_of_all / a.query_heads;
@@ -290,14 +328,6 @@ __device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, int 
   if (a.survivors != nullptr && thread < rows) {
     a.survivors[static_cast<std::int64_t>(head_of_all) * a.query_length + tile * kRowTile + thread] = 0;
   }
-  if (a.index != nullptr) {
-    const int last = a.position_offset + tile * kRowTile + rows - 1;
-    for (int view = 0; view < a.views; ++view) {
-      std::uint32_t* words =
-          a.index + a.index_layout.word_offset(view, head, static_cast<std::int64_t>(batch) * a.row_tiles + tile);
-      for (int w = thread; w <= last / kKeysPerWord; w += kDispatchThreads) words[w] = 0;
-    }
-  }
 }
 
 // Three warps beside the producer: they hand out finished jobs and write empty rows, while the consumers go on.
@@ -310,19 +340,29 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
     const int claimed = tail.finished_job[place];
     if (claimed < 0) return;
     int candidates = 0;
-    if (lane < 4) {
+    int keys = 0;
+    if (lane < kTilesPerBlock) {
       const int* parts = &tail.candidates[place][lane * 4];
       candidates = parts[0] < 0 ? parts[0] : parts[0] + parts[1] + parts[2] + parts[3];
+      const int* listed = &tail.listed[place][lane * 4];
+      keys = min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
+                 ? kNotListed
+                 : keys_of_views(listed[0]) + keys_of_views(listed[1]) + keys_of_views(listed[2]) +
+                       keys_of_views(listed[3]);
     }
+    const int strip_keys = tail.listed[place][lane & (kStripsPerBlock - 1)];
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.dispatched[place]));
     const ScreenJob job = screen_job(a, claimed);
-    if (thread < 32) hand_out(a, job, candidates);
+    if (thread < 32) hand_out(a, job, candidates, keys, strip_keys);
 #pragma unroll 1
-    for (int w = 0; w < 4; ++w) {
-      const int tile = job.block * (kTilesPerBlock) + w;
-      if (__shfl_sync(0xffffffffu, candidates, w) == 0 && tile < a.row_tiles) {
-        write_empty_rows<Element, kHeadDim>(a, job.head_of_all, tile, thread);
+    for (int w = 0; w < kTilesPerBlock; ++w) {
+      const int tile = job.block * kTilesPerBlock + w;
+      if (tile >= a.row_tiles) break;
+      const int tile_candidates = __shfl_sync(0xffffffffu, candidates, w);
+      if (tile_candidates == 0) write_empty_rows<Element, kHeadDim>(a, job.head_of_all, tile, thread);
+      if (tile_candidates == 0 || is_listed(a, tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
+        clear_index(a, job.head_of_all, tile, thread);
       }
     }
   }
@@ -341,6 +381,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   int query_use = 0;
   for (int turn = 0;; ++turn) {
     int candidates = 0;
+    int listed = 0;
     int claimed = -1;
     int outcome = 0;  // or kDenseVote (of either view), kUnscreened
     for (int view = 0; view < a.views; ++view) {
@@ -360,9 +401,9 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       if (!unscreened) {
         const float tau0 = threshold_at<kHeadDim>(a.beta[head], a.position_offset + row, a.kappa);
         const float tau1 = threshold_at<kHeadDim>(a.beta[head], a.position_offset + row + 8, a.kappa);
-        const std::uint32_t strip = queries + slot * Plan::kQueryBytes + (warpgroup * 64 + (warp & 3) * 16) * 128;
-        quantise_queries<Element, kHeadDim>(a, strip, tau0, tau1, row < a.query_length, row + 8 < a.query_length, q8,
-                                            bound);
+        const std::uint32_t query_strip = queries + slot * Plan::kQueryBytes + (warpgroup * 64 + (warp & 3) * 16) * 128;
+        quantise_queries<Element, kHeadDim>(a, query_strip, tau0, tau1, row < a.query_length, row + 8 < a.query_length,
+                                            q8, bound);
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[slot]));
@@ -373,10 +414,10 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
 
       const int job_tiles = visible_key_tiles(a, job.block * kScreenRows + kScreenRows - 1);
       const int tiles = first_row < a.query_length ? visible_key_tiles(a, first_row + kRowTile - 1) : 0;
-      std::uint32_t* words =
-          a.flags + ((static_cast<std::int64_t>(view) * a.batch * a.query_heads + job.head_of_all) * a.row_blocks * 16 +
-                     job.block * 16 + warp) *
-                        a.flag_words;
+      const int strip =
+          ((view * a.batch * a.query_heads + job.head_of_all) * a.row_blocks + job.block) * kStripsPerBlock + warp;
+      const auto words = [&] { return a.flags + static_cast<std::int64_t>(strip) * a.flag_words; };
+      int count = a.listing ? 0 : kStripKeys + 1;
       const int limit = a.position_offset + row;  // last key that row g sees
       const int first_position = a.position_offset + first_row;
       std::uint32_t history = 0;
@@ -418,6 +459,16 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
             }
           }
           if (half == 1 && lane == 0) barrier_arrive(shared_address(&tail.key_empty[key_slot]));
+          if (__any_sync(0xffffffffu, static_cast<std::int32_t>(bit[0] | bit[1]) < 0) && count <= kStripKeys) {
+            const CandidateList list(a, strip);
+#pragma unroll
+            for (int block = 0; block < 2; ++block) {
+              if (!__any_sync(0xffffffffu, static_cast<std::int32_t>(bit[block]) < 0)) continue;
+              const uint2 found = candidate_keys(scores, block, threshold0, threshold1);
+              count = list.append(count, first_key + block * 64, found.x);
+              count = list.append(count, first_key + block * 64 + 32, found.y);
+            }
+          }
           history = (bit[1] & 0x80000000u) | ((bit[0] >> 1) & 0x40000000u) | (history >> 2);
         }
         if (++key_slot == Plan::kKeySlots) {
@@ -427,22 +478,27 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
         const int phase = tile & 7;
         if (phase == 7 || tile == tiles - 1) {
           const std::uint32_t word = __reduce_or_sync(0xffffffffu, history) >> (28 - 4 * phase);
-          if (lane == 0) words[tile >> 3] = word;
+          if (lane == 0) words()[tile >> 3] = word;
           candidates += __popc(word);
           history = 0;
         } else if (tile == 3 && tiles > 6) {
-          const std::uint32_t strip = __reduce_or_sync(0xffffffffu, history);
-          if (lane == 0) tail.vote[warp] = strip;
+          const std::uint32_t vote = __reduce_or_sync(0xffffffffu, history) | static_cast<std::uint32_t>(count);
+          if (lane == 0) tail.vote[warp] = vote;
           named_barrier_sync(1 + warpgroup, 128);
           const std::uint32_t* votes = &tail.vote[warpgroup * 4];
-          if (__popc(votes[0] | votes[1] | votes[2] | votes[3]) >= kDenseBlocks) {
+          const std::uint32_t blocks = (votes[0] | votes[1] | votes[2] | votes[3]) >> 16;
+          const int keys = static_cast<int>((votes[0] & 0xffffu) + (votes[1] & 0xffffu) + (votes[2] & 0xffffu) +
+                                            (votes[3] & 0xffffu));
+          const bool crowded = keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
+          if (crowded && __popc(blocks) >= kDenseBlocks) {
             outcome = kDenseVote;  // should the rest of the row block be sparse: all blocks are candidates
-            for (int w = lane; w <= (tiles - 1) >> 3; w += 32) words[w] = 0xffffffffu;
+            for (int w = lane; w <= (tiles - 1) >> 3; w += 32) words()[w] = 0xffffffffu;
             ++tile;
             break;
           }
         }
       }
+      listed = listed < 0 || count > kStripKeys ? kNotListed : listed | count << (16 * view);
       for (; tile < job_tiles; ++tile) {  // tiles of later rows, or of a job found dense
         barrier_wait(shared_address(&tail.key_full[key_slot]), key_phase);
         if (lane == 0) barrier_arrive(shared_address(&tail.key_empty[key_slot]));
@@ -457,6 +513,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
     barrier_wait(shared_address(&tail.dispatched[place]), ((turn >> 2) & 1) ^ 1);
     if (lane == 0) {
       tail.candidates[place][warp] = outcome < 0 ? outcome : candidates;
+      tail.listed[place][warp] = listed;
       if (warp == 0) tail.finished_job[place] = claimed;
       barrier_arrive(shared_address(&tail.finished[place]));
     }

@@ -58,11 +58,47 @@ class ListWriter {
       for (int i = 0; i < 8; ++i) own[i] = t[8 * slice + i];
       add_slice(a, place, own, first_key + 16 * slice);
     }
-    const std::uint32_t capacity = list_capacity(a.key_length);
-    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > capacity || count_ >> 16 > capacity)) {
-      count_ = kNone;
-      if (lane() == 0) atomicOr(a.lists.totals + place.head, kIncompleteHead);
+    stop_when_full(a, place);
+  }
+
+  // The same for the columns `slice` of a chunk of 16 keys, which are of one slice; lane x holds the key of column x,
+  // and bit i of `alive` says whether element i of this thread's part of the accumulator survives.
+  __device__ __forceinline__ void add_listed(const ForwardArguments& a, const ListPlace& place, std::uint32_t alive,
+                                             std::uint32_t slice, int key) {
+    if (!lists()) return;
+    const int c = lane() & 3;
+    const int left = a.query_length - place.row;
+    std::uint32_t* const list = row_list(a, place);
+    int column_key[4];
+    std::uint32_t mark[8] = {};  // of a survivor: its place in the order of add_slice, row g + 8 in the upper half
+    std::uint32_t marks = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int column = 8 * (j >> 1) + 2 * c + (j & 1);
+      column_key[j] = __shfl_sync(0xffffffffu, key, column);
+      const int in_slice = column_key[j] & 15;
+      const int order = (in_slice >> 1 & 3) * 4 + (in_slice >> 3) * 2 + (in_slice & 1);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int i = 4 * (j >> 1) + 2 * h + (j & 1);
+        if ((alive >> i & 1u) != 0 && (slice >> column & 1u) != 0 && 8 * h < left) mark[i] = 1u << (16 * h + order);
+        marks |= mark[i];
+      }
     }
+    marks |= __shfl_xor_sync(0xffffffffu, marks, 1);
+    marks |= __shfl_xor_sync(0xffffffffu, marks, 2);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (mark[i] == 0) continue;
+      const int h = i >> 1 & 1;
+      const std::uint32_t before = marks & (mark[i] - 1) & (h == 0 ? 0xffffu : 0xffff0000u);
+      const std::uint32_t here = (h == 0 ? count_ & 0xffffu : count_ >> 16) + __popc(before);
+      if (here < list_capacity(a.key_length)) {
+        write(a, list, h, 1 + here, static_cast<std::uint32_t>(column_key[2 * (i >> 2) + (i & 1)]));
+      }
+    }
+    count_ += __popc(marks & 0xffffu) + (__popc(marks >> 16) << 16);
+    stop_when_full(a, place);
   }
 
   // After the last key.
@@ -88,6 +124,14 @@ class ListWriter {
     return a.lists.rows +
            (static_cast<std::int64_t>(place.head) * a.query_length + static_cast<std::uint32_t>(place.row)) *
                kListWords;
+  }
+
+  __device__ __forceinline__ void stop_when_full(const ForwardArguments& a, const ListPlace& place) {
+    const std::uint32_t capacity = list_capacity(a.key_length);
+    if (__any_sync(0xffffffffu, (count_ & 0xffffu) > capacity || count_ >> 16 > capacity)) {
+      count_ = kNone;
+      if (lane() == 0) atomicOr(a.lists.totals + place.head, kIncompleteHead);
+    }
   }
 
   // Entry `entry` of the list of row g + 8 h; the first is the number of keys.
