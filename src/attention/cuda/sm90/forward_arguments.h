@@ -15,7 +15,7 @@
 #include <cstdint>
 
 #include "attention/cuda/common/survivor_index.h"
-#include "tda/attention.h"
+#include "tda/attention_cuda.h"
 
 namespace tda::cuda::sm90 {
 
@@ -62,6 +62,7 @@ struct ForwardArguments {
   float kappa, power;
   bool normalize;
   bool screening;     // false: everything is a candidate
+  bool choose_heads;  // by the counters of the last call (screening_choice.cuh)
   bool dense_kernel;  // false: dense row blocks go to the sparse product, too
 
   ConstTensor q[2], k[2], v;
@@ -83,6 +84,7 @@ struct ForwardArguments {
   int* sparse_list;      // (kBuckets, B H_q row_blocks * 4): row tile jobs, 4 row_blocks a head
   int* dense_list;       // (B H_q row_blocks): row block jobs
   Counters* counters;
+  ScreeningCounters* screening_counters;  // (H_q), the caller's, or null
 };
 
 }  // namespace tda::cuda::sm90
