@@ -30,8 +30,35 @@ using CudaStream = void*;
 // Which kernels a call may use. kAutomatic takes the fastest that supports the case on the current device.
 enum class CudaKernels { kAutomatic, kPortable };
 
+// The forward of 16-bit inputs on Hopper screens scores in 8 bits and computes exactly what the screen cannot certify
+// as empty. kNever computes everything exactly, kAlways screens every head, kAutomatic every head for which the
+// counters of the last call do not say that it does not pay (without counters: every head). Rows whose threshold is not
+// positive are never screened. The outputs and the survivor index are the same bits whatever is chosen.
+enum class Screening { kAutomatic, kAlways, kNever };
+
+// What a forward call counted for one query head over the batch, in row tiles of 64 queries.
+struct ScreeningCounters {
+  std::int32_t row_tiles;  // all; empty + sparse + dense
+  std::int32_t empty;      // certified to be without a survivor
+  std::int32_t sparse;     // computed where the screen found candidates
+  std::int32_t dense;      // computed entirely
+  std::int32_t screened;   // went through the screen: their threshold is positive and their head was screened
+  std::int32_t crowded;    // of these, with candidates nearly everywhere (src/attention/cuda/sm90/screening_rule.h)
+  std::int32_t unscreened_calls;  // the last calls, this one included, in which kAutomatic left the head unscreened
+};
+constexpr int kScreeningCounters = 7;
+static_assert(sizeof(ScreeningCounters) == kScreeningCounters * sizeof(std::int32_t));
+
 struct CudaAttentionOptions {
   CudaKernels kernels = CudaKernels::kAutomatic;
+  // Of the forward; the backward ignores both.
+  Screening screening = Screening::kAutomatic;
+  // Optional device memory of the caller: query_heads entries, i.e. contiguous int32 (query_heads, kScreeningCounters),
+  // zero before the first call. A call reads what the last call counted, to choose, and replaces it by what it counts
+  // itself, both on the device: a captured graph does so at each replay. A buffer serves calls that follow each other
+  // on a stream, one layer's, and not two streams at a time. Any other content is as safe as zeros. Calls that other
+  // kernels than those of this screen compute, and empty ones, leave zeros: nothing was screened, nothing is known.
+  ScreeningCounters* screening_counters = nullptr;
 };
 
 // True when the CUDA kernels were built into this library.

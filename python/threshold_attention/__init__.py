@@ -3,6 +3,7 @@
 - :func:`threshold_rela` (TRA, one view) and :func:`differential_threshold_rela` (TDA, two views): the operators.
 - :func:`threshold_rela_varlen` and :func:`differential_threshold_rela_varlen`: the same on packed documents.
 - :class:`ThresholdDifferentialAttention`: a drop-in attention layer.
+- :func:`screening_counters` and :func:`screening_report`: which heads the kernels for Hopper GPUs screened.
 - :mod:`threshold_attention.compat`: names, argument order and semantics of the published code.
 - :mod:`threshold_attention.reference`: the same functions in plain PyTorch, any dtype and device.
 
@@ -18,15 +19,19 @@ from threshold_attention._library import load_library
 from threshold_attention.functional import differential_threshold_rela, threshold_rela
 from threshold_attention.module import ThresholdDifferentialAttention
 from threshold_attention.packed import differential_threshold_rela_varlen, threshold_rela_varlen
+from threshold_attention.screening import HeadScreening, screening_counters, screening_report
 
 load_library()
 
 __all__ = [
+    "HeadScreening",
     "ThresholdDifferentialAttention",
     "compat",
     "differential_threshold_rela",
     "differential_threshold_rela_varlen",
     "reference",
+    "screening_counters",
+    "screening_report",
     "threshold_rela",
     "threshold_rela_varlen",
 ]

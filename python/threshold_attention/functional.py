@@ -8,6 +8,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from threshold_attention.screening import Screening
+
 
 def per_head(name: str, value: float | Tensor, q: Tensor) -> Tensor:
     """``value`` as a tensor on q's device; tensors pass through and are checked by the operator.
@@ -37,6 +39,8 @@ def threshold_rela(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[False] = ...,
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -51,6 +55,8 @@ def threshold_rela(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[True],
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -64,6 +70,8 @@ def threshold_rela(
     power: float = 2.0,
     normalize: bool = True,
     return_statistics: bool = False,
+    screening: Screening = "automatic",
+    screening_counters: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Threshold rectified attention (TRA), causal.
 
@@ -79,6 +87,11 @@ def threshold_rela(
         power: constant >= 1.
         normalize: divide q and k by ``max(norm, 1e-12)`` first; otherwise scores are plain inner products.
         return_statistics: also return the number of survivors of every row.
+        screening: which heads the kernels for Hopper GPUs screen before they compute: ``"always"`` all, ``"never"``
+            none, ``"automatic"`` those for which the counters do not say that it does not pay. No output bit depends
+            on it; other kernels ignore it.
+        screening_counters: what the last call counted, int32 (H_q, 7) on q's device, replaced by what this one counts;
+            see :func:`threshold_attention.screening_counters`. Calls of other kernels, the CPU's too, leave zeros.
 
     Returns:
         (B, H_q, T_q, D_v) in q's dtype; with ``return_statistics`` a pair of that and int32 (B, H_q, T_q).
@@ -96,6 +109,8 @@ def threshold_rela(
         power=float(power),
         normalize=normalize,
         return_statistics=return_statistics,
+        screening=screening,
+        screening_counters=screening_counters,
     )
     return (output, survivors) if return_statistics else output
 
@@ -114,6 +129,8 @@ def differential_threshold_rela(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[False] = ...,
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -131,6 +148,8 @@ def differential_threshold_rela(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[True],
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -147,6 +166,8 @@ def differential_threshold_rela(
     power: float = 2.0,
     normalize: bool = True,
     return_statistics: bool = False,
+    screening: Screening = "automatic",
+    screening_counters: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Threshold differential attention (TDA), causal: the weights of two views, ``a1 - clamp(lam, 0, 1) * a2``.
 
@@ -159,7 +180,7 @@ def differential_threshold_rela(
         v: (B, H_kv, T_k, D_v), D_v = D or 2 D.
         lam: number, 0-d or (H_q,) tensor, used as ``clamp(lam, 0, 1)``; its gradient is 1 on the closed interval and
             0 outside.
-        beta, kappa, power, normalize: see :func:`threshold_rela`.
+        beta, kappa, power, normalize, screening, screening_counters: see :func:`threshold_rela`.
         return_statistics: also return, for every row, the number of pairs with a non-zero weight in any view.
 
     Returns:
@@ -181,5 +202,7 @@ def differential_threshold_rela(
         power=float(power),
         normalize=normalize,
         return_statistics=return_statistics,
+        screening=screening,
+        screening_counters=screening_counters,
     )
     return (output, survivors) if return_statistics else output

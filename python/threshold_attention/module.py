@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from threshold_attention.functional import differential_threshold_rela
 from threshold_attention.rotary_embedding import apply_rotary_embedding
+from threshold_attention.screening import Screening, screening_counters
 
 
 class HeadNorm(nn.Module):
@@ -58,10 +59,12 @@ class ThresholdDifferentialAttention(nn.Module):
         rope_theta: base of the rotary embedding; None switches it off.
         head_norm_eps: epsilon of the RMSNorm; a row with few survivors has a mean square near 1e-6, so it matters.
         bias: biases in the projections.
+        screening: see :func:`threshold_attention.threshold_rela`. The counters are the buffer ``screening_counters``,
+            which is not part of ``state_dict()``; :func:`threshold_attention.screening_report` reads them.
         device, dtype: of the projections.
 
     Raises:
-        ValueError: sizes that do not divide, or an unknown ``view_heads``.
+        ValueError: sizes that do not divide, or an unknown ``view_heads`` or ``screening``.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class ThresholdDifferentialAttention(nn.Module):
         rope_theta: float | None = 10_000.0,
         head_norm_eps: float = 1e-6,
         bias: bool = False,
+        screening: Screening = "automatic",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -89,6 +93,8 @@ class ThresholdDifferentialAttention(nn.Module):
             raise ValueError(f"n_heads: expected a divisor of d_model = {d_model}, got {n_heads}")
         if view_heads not in ("full", "halved"):
             raise ValueError(f"view_heads: expected 'full' or 'halved', got {view_heads!r}")
+        if screening not in ("automatic", "always", "never"):
+            raise ValueError(f"screening: expected 'automatic', 'always' or 'never', got {screening!r}")
         self.head_dim = d_model // n_heads
         if view_heads == "halved" and n_heads % 2:
             raise ValueError(f"n_heads: expected an even number with view_heads='halved', got {n_heads}")
@@ -105,6 +111,8 @@ class ThresholdDifferentialAttention(nn.Module):
         self.power = power
         self.normalize = normalize
         self.rope_theta = rope_theta
+        self.screening = screening
+        self.register_buffer("screening_counters", screening_counters(self.n_heads, device=device), persistent=False)
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
             return nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
@@ -133,12 +141,13 @@ class ThresholdDifferentialAttention(nn.Module):
         return getattr(self, "lambda")
 
     def reset_parameters(self) -> None:
-        """Projections normal(0, 0.02), biases 0, gains 1; beta and lambda keep their values."""
+        """Projections normal(0, 0.02), biases 0, gains 1, counters 0; beta and lambda keep their values."""
         for layer in (self.query1, self.key1, self.query2, self.key2, self.value, self.output):
             nn.init.normal_(layer.weight, std=0.02)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         nn.init.ones_(self.head_norm.weight)
+        self.screening_counters.zero_()
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -173,6 +182,8 @@ class ThresholdDifferentialAttention(nn.Module):
             power=self.power,
             normalize=self.normalize,
             return_statistics=return_statistics,
+            screening=self.screening,
+            screening_counters=self.screening_counters,
         )
         survivors = None
         if return_statistics:

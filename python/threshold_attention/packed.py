@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from threshold_attention.functional import per_head
+from threshold_attention.screening import Screening
 
 
 def _length(name: str, value: int | None) -> int | None:
@@ -31,6 +32,8 @@ def threshold_rela_varlen(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[False] = ...,
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -49,6 +52,8 @@ def threshold_rela_varlen(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[True],
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -66,6 +71,8 @@ def threshold_rela_varlen(
     power: float = 2.0,
     normalize: bool = True,
     return_statistics: bool = False,
+    screening: Screening = "automatic",
+    screening_counters: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`threshold_rela` inside every one of several documents that are packed along the length.
 
@@ -83,7 +90,7 @@ def threshold_rela_varlen(
             is checked; on CUDA the host does not read them, and wrong values are undefined behaviour.
         max_seqlen_q, max_seqlen_k: upper bounds of the documents' lengths, in rows; None: the totals. They bound the
             size of what is saved for the backward and, on CUDA, the launch, so give them where they are known.
-        beta, kappa, power, normalize, return_statistics: see :func:`threshold_rela`.
+        beta, kappa, power, normalize, return_statistics, screening, screening_counters: see :func:`threshold_rela`.
 
     Returns:
         (total_q, H_q, D_v) in q's dtype; with ``return_statistics`` a pair of that and int32 (H_q, total_q).
@@ -106,6 +113,8 @@ def threshold_rela_varlen(
         power=float(power),
         normalize=normalize,
         return_statistics=return_statistics,
+        screening=screening,
+        screening_counters=screening_counters,
     )
     return (output, survivors) if return_statistics else output
 
@@ -128,6 +137,8 @@ def differential_threshold_rela_varlen(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[False] = ...,
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> Tensor: ...
 
 
@@ -149,6 +160,8 @@ def differential_threshold_rela_varlen(
     power: float = ...,
     normalize: bool = ...,
     return_statistics: Literal[True],
+    screening: Screening = ...,
+    screening_counters: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -169,6 +182,8 @@ def differential_threshold_rela_varlen(
     power: float = 2.0,
     normalize: bool = True,
     return_statistics: bool = False,
+    screening: Screening = "automatic",
+    screening_counters: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """:func:`differential_threshold_rela` inside every one of several documents that are packed along the length.
 
@@ -180,7 +195,8 @@ def differential_threshold_rela_varlen(
         k1, k2: (total_k, H_kv, D).
         v: (total_k, H_kv, D_v), D_v = D or 2 D.
         cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k: see :func:`threshold_rela_varlen`.
-        lam, beta, kappa, power, normalize, return_statistics: see :func:`differential_threshold_rela`.
+        lam, beta, kappa, power, normalize, return_statistics, screening, screening_counters: see
+            :func:`differential_threshold_rela`.
 
     Returns:
         (total_q, H_q, D_v) in q1's dtype; with ``return_statistics`` a pair of that and int32 (H_q, total_q).
@@ -204,5 +220,7 @@ def differential_threshold_rela_varlen(
         power=float(power),
         normalize=normalize,
         return_statistics=return_statistics,
+        screening=screening,
+        screening_counters=screening_counters,
     )
     return (output, survivors) if return_statistics else output

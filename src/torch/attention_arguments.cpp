@@ -85,6 +85,24 @@ void check_packed(const PackedArguments& packed, const AttentionArguments& a) {
                     ", got ", packed.max_seqlen_k);
 }
 
+void check_screening(const ScreeningArguments& screening, const at::Tensor& q) {
+  const std::string_view choice = screening.choice;
+  TORCH_CHECK_VALUE(choice == "automatic" || choice == "always" || choice == "never",
+                    "screening: expected 'automatic', 'always' or 'never', got '", choice, "'");
+  if (!screening.counters) return;
+  const at::Tensor& counters = *screening.counters;
+  TORCH_CHECK_VALUE(
+      counters.dim() == 2 && counters.sym_size(0) == q.sym_size(1) && counters.sym_size(1) == kScreeningCounters,
+      "screening_counters: expected shape (", q.sym_size(1), ", ", kScreeningCounters,
+      "), one row per query head, got ", counters.sym_sizes());
+  TORCH_CHECK_VALUE(counters.scalar_type() == at::kInt, "screening_counters: expected dtype int32, got ",
+                    counters.scalar_type());
+  TORCH_CHECK_VALUE(counters.device() == q.device(), "screening_counters: expected the device of q, ", q.device(),
+                    ", got ", counters.device());
+  TORCH_CHECK_VALUE(counters.is_contiguous(), "screening_counters: expected a contiguous tensor, got strides ",
+                    counters.sym_strides());
+}
+
 // Offsets as the user gave them: from 0 to `total`, never decreasing, no document longer than `longest`.
 void check_offset_values(const char* name, const at::Tensor& offsets, std::int64_t total, const char* longest_name,
                          std::int64_t longest) {
@@ -139,6 +157,7 @@ void check_arguments(const AttentionArguments& a) {
     check_parameter("lam", *a.lam, a.q1);
   }
   if (a.packed) check_packed(*a.packed, a);
+  check_screening(a.screening, a.q1);
   TORCH_CHECK_VALUE(std::isfinite(a.kappa) && a.kappa > 0.0, "kappa: expected a finite number above 0, got ", a.kappa);
   TORCH_CHECK_VALUE(std::isfinite(a.power) && a.power >= 1.0, "power: expected a finite number of at least 1, got ",
                     a.power);
@@ -186,6 +205,17 @@ AttentionOptions attention_options(const AttentionArguments& a) {
   options.kappa = a.kappa;
   options.power = a.power;
   options.normalize = a.normalize;
+  return options;
+}
+
+CudaAttentionOptions cuda_attention_options(const ScreeningArguments& screening) {
+  CudaAttentionOptions options;
+  options.screening = screening.choice == "always"  ? Screening::kAlways
+                      : screening.choice == "never" ? Screening::kNever
+                                                    : Screening::kAutomatic;
+  if (screening.counters) {
+    options.screening_counters = static_cast<ScreeningCounters*>(screening.counters->mutable_data_ptr());
+  }
   return options;
 }
 

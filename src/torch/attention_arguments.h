@@ -4,8 +4,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string_view>
 
-#include "tda/attention.h"
+#include "tda/attention_cuda.h"
 
 namespace tda {
 
@@ -17,6 +18,14 @@ struct PackedArguments {
   const at::Tensor& cu_seqlens_k;
   c10::SymInt max_seqlen_q;
   c10::SymInt max_seqlen_k;
+};
+
+// The screen of the CUDA forward (tda::CudaAttentionOptions); the backward does not look at it. Borrowed references.
+struct ScreeningArguments {
+  static inline const std::optional<at::Tensor> kNoCounters;
+
+  std::string_view choice = "automatic";                    // or "always", "never"
+  const std::optional<at::Tensor>& counters = kNoCounters;  // int32 (H_q, kScreeningCounters), replaced by the call
 };
 
 // Borrowed references: valid during one operator call. Second view and lam are absent for TRA, present for TDA.
@@ -32,6 +41,7 @@ struct AttentionArguments {
   double power;
   bool normalize;
   const PackedArguments* packed = nullptr;  // null: a batch of equal lengths
+  ScreeningArguments screening = {};
 
   int views() const { return q2.has_value() ? 2 : 1; }
 };
@@ -53,6 +63,7 @@ void check_finite(const char* name, const at::Tensor& parameter);
 
 AttentionShape attention_shape(const AttentionArguments& arguments);
 AttentionOptions attention_options(const AttentionArguments& arguments);
+CudaAttentionOptions cuda_attention_options(const ScreeningArguments& screening);
 
 // Count and longest lengths; the offsets stay null, because they may lie anywhere or not exist (fake tensors).
 std::optional<PackedDocuments> attention_documents(const AttentionArguments& arguments);

@@ -15,21 +15,25 @@ ForwardResult attend(const AttentionArguments& a, bool save_index, bool statisti
   };
   const at::Tensor q1 = cast(a.q1), k1 = cast(a.k1), v = cast(a.v);
   const std::optional<at::Tensor> q2 = cast(a.q2), k2 = cast(a.k2);
-  return call_forward({q1, k1, q2, k2, v, a.beta, a.lam, a.kappa, a.power, a.normalize, a.packed}, save_index,
-                      statistics);
+  return call_forward({q1, k1, q2, k2, v, a.beta, a.lam, a.kappa, a.power, a.normalize, a.packed, a.screening},
+                      save_index, statistics);
 }
 
 template <c10::DispatchKey key, c10::DeviceType device>
 ForwardResult forward_autocast(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
-                               bool statistics) {
-  return attend<key, device>({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
+                               bool statistics, TDA_SCREENING_PARAMETERS) {
+  return attend<key, device>(
+      {q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, nullptr, {screening, screening_counters}}, save_index,
+      statistics);
 }
 
 template <c10::DispatchKey key, c10::DeviceType device>
 ForwardResult forward_packed_autocast(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
-                                      bool normalize, bool save_index, bool statistics) {
+                                      bool normalize, bool save_index, bool statistics, TDA_SCREENING_PARAMETERS) {
   const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
-  return attend<key, device>({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
+  return attend<key, device>(
+      {q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed, {screening, screening_counters}}, save_index,
+      statistics);
 }
 
 }  // namespace

@@ -28,11 +28,12 @@ enum Saved : std::size_t { kQ1, kK1, kQ2, kK2, kV, kBeta, kLam, kCuSeqlensQ, kCu
 class AttentionFunction : public Function<AttentionFunction> {
  public:
   static variable_list forward(AutogradContext* context, TDA_ATTENTION_PARAMETERS, TDA_OPTIONAL_PACKED_PARAMETERS,
-                               double kappa, double power, bool normalize, bool statistics) {
+                               double kappa, double power, bool normalize, bool statistics, TDA_SCREENING_PARAMETERS) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto packed = packed_arguments(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k);
+    const ScreeningArguments screen{screening, screening_counters};
     auto [output, survivors, index] =
-        call_forward({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, packed ? &*packed : nullptr},
+        call_forward({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, packed ? &*packed : nullptr, screen},
                      /*save_index=*/true, statistics);
     const auto or_undefined = [](const std::optional<at::Tensor>& x) { return x.value_or(at::Tensor()); };
     context->save_for_backward({q1, k1, or_undefined(q2), or_undefined(k2), v, beta, or_undefined(lam),
@@ -48,7 +49,7 @@ class AttentionFunction : public Function<AttentionFunction> {
   }
 
   static variable_list backward(AutogradContext* context, variable_list cotangents) {
-    constexpr std::size_t kParameters = 15;
+    constexpr std::size_t kParameters = 17;
     variable_list gradients(kParameters);
     if (!cotangents[0].defined()) return gradients;
     const variable_list saved = context->get_saved_variables();
@@ -70,7 +71,7 @@ class AttentionFunction : public Function<AttentionFunction> {
                                        data["normalize"].toBool(),
                                        packed ? &*packed : nullptr};
     // Edges of the graph are numbered over the tensors that are present: q, k, (q2, k2,) v, beta, (lam,)
-    // then offsets, which have no gradient.
+    // then offsets and counters, which have no gradient.
     GradientMask mask{};
     std::size_t edge = 0;
     for (std::size_t i = 0; i < mask.size(); ++i) {
@@ -93,6 +94,7 @@ bool wants_gradient(const AttentionArguments& a) {
 }
 
 ForwardResult attend(const AttentionArguments& a, bool save_index, bool statistics) {
+  if (a.screening.counters) a.screening.counters->unsafeGetTensorImpl()->bump_version();
   if (!wants_gradient(a)) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return call_forward(a, save_index, statistics);
@@ -105,21 +107,23 @@ ForwardResult attend(const AttentionArguments& a, bool save_index, bool statisti
     max_seqlen_q = a.packed->max_seqlen_q;
     max_seqlen_k = a.packed->max_seqlen_k;
   }
-  const variable_list results =
-      AttentionFunction::apply(a.q1, a.k1, a.q2, a.k2, a.v, a.beta, a.lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                               max_seqlen_k, a.kappa, a.power, a.normalize, statistics);
+  const variable_list results = AttentionFunction::apply(
+      a.q1, a.k1, a.q2, a.k2, a.v, a.beta, a.lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, a.kappa,
+      a.power, a.normalize, statistics, a.screening.choice, a.screening.counters);
   return {results[0], results[1], results[2]};
 }
 
 ForwardResult forward_autograd(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
-                               bool statistics) {
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
+                               bool statistics, TDA_SCREENING_PARAMETERS) {
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, nullptr, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 ForwardResult forward_packed_autograd(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
-                                      bool normalize, bool save_index, bool statistics) {
+                                      bool normalize, bool save_index, bool statistics, TDA_SCREENING_PARAMETERS) {
   const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 // Exists to refuse: without it a second differentiation would silently see constants.

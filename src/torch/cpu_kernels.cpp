@@ -27,7 +27,12 @@ struct Cpu {
   static AttentionOptions options(const AttentionArguments& arguments) { return cpu_options(arguments); }
   static constexpr auto forward_workspace_bytes = attention_forward_workspace_bytes;
   static constexpr auto backward_workspace_bytes = attention_backward_workspace_bytes;
-  static constexpr auto forward = attention_forward;
+  static Status forward(const ScreeningArguments& screening, const AttentionShape& shape,
+                        const AttentionOptions& options, const AttentionInputs& inputs, const ForwardOutputs& outputs,
+                        void* workspace, std::size_t workspace_bytes, const PackedDocuments* documents) {
+    clear_counters(screening);
+    return attention_forward(shape, options, inputs, outputs, workspace, workspace_bytes, documents);
+  }
   static constexpr auto backward = attention_backward;
 };
 
@@ -47,8 +52,9 @@ BackwardResult differentiate(const at::Tensor& d_output, const AttentionArgument
 }
 
 ForwardResult forward_cpu(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
-                          bool statistics) {
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
+                          bool statistics, TDA_SCREENING_PARAMETERS) {
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, nullptr, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 BackwardResult backward_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index, double kappa,
@@ -57,9 +63,10 @@ BackwardResult backward_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS
 }
 
 ForwardResult forward_packed_cpu(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
-                                 bool normalize, bool save_index, bool statistics) {
+                                 bool normalize, bool save_index, bool statistics, TDA_SCREENING_PARAMETERS) {
   const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 BackwardResult backward_packed_cpu(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS,

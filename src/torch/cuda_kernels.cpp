@@ -16,11 +16,11 @@ struct Cuda {
   static AttentionOptions options(const AttentionArguments& arguments) { return attention_options(arguments); }
   static constexpr auto forward_workspace_bytes = attention_cuda_forward_workspace_bytes;
   static constexpr auto backward_workspace_bytes = attention_cuda_backward_workspace_bytes;
-  static Status forward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
-                        const ForwardOutputs& outputs, void* workspace, std::size_t workspace_bytes,
-                        const PackedDocuments* documents) {
-    return attention_cuda_forward(shape, options, inputs, outputs, workspace, workspace_bytes, current_stream(), {},
-                                  documents);
+  static Status forward(const ScreeningArguments& screening, const AttentionShape& shape,
+                        const AttentionOptions& options, const AttentionInputs& inputs, const ForwardOutputs& outputs,
+                        void* workspace, std::size_t workspace_bytes, const PackedDocuments* documents) {
+    return attention_cuda_forward(shape, options, inputs, outputs, workspace, workspace_bytes, current_stream(),
+                                  cuda_attention_options(screening), documents);
   }
   static Status backward(const AttentionShape& shape, const AttentionOptions& options, const AttentionInputs& inputs,
                          const ConstTensor& d_output, const void* survivor_index, const BackwardOutputs& outputs,
@@ -44,8 +44,9 @@ BackwardResult differentiate(const at::Tensor& d_output, const AttentionArgument
 }
 
 ForwardResult forward_cuda(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
-                           bool statistics) {
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
+                           bool statistics, TDA_SCREENING_PARAMETERS) {
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, nullptr, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 BackwardResult backward_cuda(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index,
@@ -54,9 +55,10 @@ BackwardResult backward_cuda(const at::Tensor& d_output, TDA_ATTENTION_PARAMETER
 }
 
 ForwardResult forward_packed_cuda(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
-                                  bool normalize, bool save_index, bool statistics) {
+                                  bool normalize, bool save_index, bool statistics, TDA_SCREENING_PARAMETERS) {
   const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 BackwardResult backward_packed_cuda(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS,

@@ -12,8 +12,8 @@ namespace {
 }
 
 ForwardResult forward_cuda(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool /*save_index*/,
-                           bool /*statistics*/) {
-  check_arguments({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize});
+                           bool /*statistics*/, TDA_SCREENING_PARAMETERS) {
+  check_arguments({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, nullptr, {screening, screening_counters}});
   refuse(q1);
 }
 
@@ -24,9 +24,9 @@ BackwardResult backward_cuda(const at::Tensor& /*d_output*/, TDA_ATTENTION_PARAM
 }
 
 ForwardResult forward_packed_cuda(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
-                                  bool normalize, bool /*save_index*/, bool /*statistics*/) {
+                                  bool normalize, bool /*save_index*/, bool /*statistics*/, TDA_SCREENING_PARAMETERS) {
   const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
-  check_arguments({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed});
+  check_arguments({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed, {screening, screening_counters}});
   refuse(q1);
 }
 

@@ -50,8 +50,9 @@ BackwardResult differentiate(const AttentionArguments& arguments, GradientMask m
 }
 
 ForwardResult forward_fake(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize, bool save_index,
-                           bool statistics) {
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize}, save_index, statistics);
+                           bool statistics, TDA_SCREENING_PARAMETERS) {
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, nullptr, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 BackwardResult backward_fake(const at::Tensor& /*d_output*/, TDA_ATTENTION_PARAMETERS, const at::Tensor& /*index*/,
@@ -60,9 +61,10 @@ BackwardResult backward_fake(const at::Tensor& /*d_output*/, TDA_ATTENTION_PARAM
 }
 
 ForwardResult forward_packed_fake(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa, double power,
-                                  bool normalize, bool save_index, bool statistics) {
+                                  bool normalize, bool save_index, bool statistics, TDA_SCREENING_PARAMETERS) {
   const PackedArguments packed{cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k};
-  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed}, save_index, statistics);
+  return attend({q1, k1, q2, k2, v, beta, lam, kappa, power, normalize, &packed, {screening, screening_counters}},
+                save_index, statistics);
 }
 
 BackwardResult backward_packed_fake(const at::Tensor& /*d_output*/, TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS,

@@ -2,11 +2,12 @@
 // from floor 1.
 //
 // Device is a struct of static functions: options(arguments), and forward_workspace_bytes, backward_workspace_bytes,
-// forward and backward with the parameters of tda::attention_forward_workspace_bytes and so on. Arguments have been
-// checked.
+// forward and backward with the parameters of tda::attention_forward_workspace_bytes and so on; forward has those of
+// the screen in front. Arguments have been checked.
 #pragma once
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zero.h>
 
 #include <optional>
 
@@ -71,6 +72,11 @@ inline std::int64_t index_bytes_of(const AttentionArguments& arguments, const At
   return saved_index_bytes(shape, options, documents ? &*documents : nullptr);
 }
 
+// For a call that no screen serves.
+inline void clear_counters(const ScreeningArguments& screening) {
+  if (screening.counters) screening.counters->zero_();
+}
+
 inline void require_ok(const Status& status) { TORCH_CHECK_VALUE(status.ok(), status.message); }
 
 template <class Device>
@@ -84,7 +90,10 @@ ForwardResult run_forward(const AttentionArguments& arguments, bool save_index, 
     survivors = at::empty({shape.batch, shape.query_heads, shape.query_length}, arguments.q1.options().dtype(at::kInt));
   }
   at::Tensor index = empty_bytes(save_index ? index_bytes_of(arguments, shape, options) : 0, arguments.q1);
-  if (output.numel() == 0) return {output, survivors, index};
+  if (output.numel() == 0) {
+    clear_counters(arguments.screening);
+    return {output, survivors, index};
+  }
 
   const BoundInputs bound = bind_inputs(arguments);
   ForwardOutputs outputs;
@@ -93,7 +102,7 @@ ForwardResult run_forward(const AttentionArguments& arguments, bool save_index, 
   if (save_index) outputs.survivor_index = index.mutable_data_ptr();
   const at::Tensor workspace =
       empty_bytes(Device::forward_workspace_bytes(shape, options, bound.documents()), arguments.q1);
-  require_ok(Device::forward(shape, options, bound.inputs, outputs, workspace.mutable_data_ptr(),
+  require_ok(Device::forward(arguments.screening, shape, options, bound.inputs, outputs, workspace.mutable_data_ptr(),
                              static_cast<std::size_t>(workspace.numel()), bound.documents()));
   return {output, survivors, index};
 }

@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <optional>
+#include <string_view>
 #include <tuple>
 
 #include "torch/attention_arguments.h"
@@ -31,10 +33,14 @@ BackwardResult call_backward(const at::Tensor& d_output, const AttentionArgument
 #define TDA_PACKED_PARAMETERS \
   const at::Tensor &cu_seqlens_q, const at::Tensor &cu_seqlens_k, c10::SymInt max_seqlen_q, c10::SymInt max_seqlen_k
 
+// What the forwards take about the screen of the CUDA kernels.
+#define TDA_SCREENING_PARAMETERS std::string_view screening, const std::optional<at::Tensor>&screening_counters
+
 using ForwardSignature = ForwardResult(TDA_ATTENTION_PARAMETERS, double kappa, double power, bool normalize,
-                                       bool save_index, bool statistics);
+                                       bool save_index, bool statistics, TDA_SCREENING_PARAMETERS);
 using ForwardPackedSignature = ForwardResult(TDA_ATTENTION_PARAMETERS, TDA_PACKED_PARAMETERS, double kappa,
-                                             double power, bool normalize, bool save_index, bool statistics);
+                                             double power, bool normalize, bool save_index, bool statistics,
+                                             TDA_SCREENING_PARAMETERS);
 using BackwardSignature = BackwardResult(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS, const at::Tensor& index,
                                          double kappa, double power, bool normalize, GradientMask mask);
 using BackwardPackedSignature = BackwardResult(const at::Tensor& d_output, TDA_ATTENTION_PARAMETERS,

@@ -8,6 +8,10 @@
 namespace tda {
 namespace {
 
+// TDA_SCREENING_PARAMETERS for callers that leave the screen to itself.
+#define TDA_SCREENING_DEFAULTS \
+  std::string_view screening = "automatic", const std::optional<at::Tensor>&screening_counters = std::nullopt
+
 // beta or lam as `forward` wants it: one value per query head, fp64 for fp64 inputs and fp32 otherwise. Plain tensor
 // operations, so that a 0-d parameter receives the sum over heads as its gradient.
 at::Tensor per_head(const char* name, const at::Tensor& parameter, const at::Tensor& q) {
@@ -22,16 +26,20 @@ std::tuple<at::Tensor, at::Tensor> attend(const AttentionArguments& a, bool stat
 
 std::tuple<at::Tensor, at::Tensor> one_view(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                             const at::Tensor& beta, double kappa, double power, bool normalize,
-                                            bool statistics) {
-  return attend({q, k, std::nullopt, std::nullopt, v, per_head("beta", beta, q), std::nullopt, kappa, power, normalize},
+                                            bool statistics, TDA_SCREENING_DEFAULTS) {
+  const ScreeningArguments screen{screening, screening_counters};
+  return attend({q, k, std::nullopt, std::nullopt, v, per_head("beta", beta, q), std::nullopt, kappa, power, normalize,
+                 nullptr, screen},
                 statistics);
 }
 
 std::tuple<at::Tensor, at::Tensor> two_views(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
                                              const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lam,
                                              const at::Tensor& beta, double kappa, double power, bool normalize,
-                                             bool statistics) {
-  return attend({q1, k1, q2, k2, v, per_head("beta", beta, q1), per_head("lam", lam, q1), kappa, power, normalize},
+                                             bool statistics, TDA_SCREENING_DEFAULTS) {
+  const ScreeningArguments screen{screening, screening_counters};
+  return attend({q1, k1, q2, k2, v, per_head("beta", beta, q1), per_head("lam", lam, q1), kappa, power, normalize,
+                 nullptr, screen},
                 statistics);
 }
 
@@ -69,11 +77,12 @@ std::tuple<at::Tensor, at::Tensor> one_view_varlen(const at::Tensor& q, const at
                                                    const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
                                                    const at::Tensor& beta, std::optional<c10::SymInt> max_seqlen_q,
                                                    std::optional<c10::SymInt> max_seqlen_k, double kappa, double power,
-                                                   bool normalize, bool statistics) {
+                                                   bool normalize, bool statistics, TDA_SCREENING_DEFAULTS) {
+  const ScreeningArguments screen{screening, screening_counters};
   const at::Tensor q1 = unpacked_layout("q", q), k1 = unpacked_layout("k", k), values = unpacked_layout("v", v);
   const PackedArguments packed = packed_arguments(q1, k1, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k);
   return attend_packed({q1, k1, std::nullopt, std::nullopt, values, per_head("beta", beta, q1), std::nullopt, kappa,
-                        power, normalize, &packed},
+                        power, normalize, &packed, screen},
                        statistics);
 }
 
@@ -83,14 +92,15 @@ std::tuple<at::Tensor, at::Tensor> two_views_varlen(const at::Tensor& q1, const 
                                                     const at::Tensor& lam, const at::Tensor& beta,
                                                     std::optional<c10::SymInt> max_seqlen_q,
                                                     std::optional<c10::SymInt> max_seqlen_k, double kappa, double power,
-                                                    bool normalize, bool statistics) {
+                                                    bool normalize, bool statistics, TDA_SCREENING_DEFAULTS) {
+  const ScreeningArguments screen{screening, screening_counters};
   const at::Tensor first_q = unpacked_layout("q1", q1), first_k = unpacked_layout("k1", k1);
   const at::Tensor second_q = unpacked_layout("q2", q2), second_k = unpacked_layout("k2", k2);
   const at::Tensor values = unpacked_layout("v", v);
   const PackedArguments packed =
       packed_arguments(first_q, first_k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k);
   return attend_packed({first_q, first_k, second_q, second_k, values, per_head("beta", beta, first_q),
-                        per_head("lam", lam, first_q), kappa, power, normalize, &packed},
+                        per_head("lam", lam, first_q), kappa, power, normalize, &packed, screen},
                        statistics);
 }
 // NOLINTEND(performance-unnecessary-value-param)

@@ -28,13 +28,16 @@ def run(heads: int, dim: int, length: int, views: int, dtype: torch.dtype, beta:
     inputs = [x.to(dtype).requires_grad_() for pair in zip(q, k, strict=True) for x in pair]
     v = tensor().to(dtype).requires_grad_()
     betas = torch.full((heads,), beta, device="cuda", requires_grad=True)
+    counters = ta.screening_counters(heads, device="cuda")
     if views == 1:
         wanted = [*inputs, v, betas]
-        output = ta.threshold_rela(*inputs, v, beta=betas, power=power)
+        output = ta.threshold_rela(*inputs, v, beta=betas, power=power, screening_counters=counters)
     else:
         lam = torch.full((heads,), 0.4, device="cuda", requires_grad=True)
         wanted = [*inputs, v, betas, lam]
-        output = ta.differential_threshold_rela(*inputs, v, beta=betas, lam=lam, power=power)
+        output = ta.differential_threshold_rela(
+            *inputs, v, beta=betas, lam=lam, power=power, screening_counters=counters
+        )
     torch.autograd.grad(output, wanted, torch.ones_like(output))
     torch.cuda.synchronize()
     print(heads, dim, length, views, dtype, beta, power, flush=True)

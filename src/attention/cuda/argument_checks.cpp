@@ -117,4 +117,14 @@ Status check_index(const void* index) {
   return failure("survivor_index", index, "an address that is a multiple of 64");
 }
 
+Status check_screening(const CudaAttentionOptions& choice) {
+  if (choice.screening != Screening::kAutomatic && choice.screening != Screening::kAlways &&
+      choice.screening != Screening::kNever) {
+    return failure("screening", static_cast<int>(choice.screening), "kAutomatic, kAlways or kNever");
+  }
+  if (reinterpret_cast<std::uintptr_t>(choice.screening_counters) % alignof(ScreeningCounters) == 0) return {};
+  return failure("screening_counters", static_cast<const void*>(choice.screening_counters),
+                 "an address that is a multiple of " + std::to_string(alignof(ScreeningCounters)));
+}
+
 }  // namespace tda::cuda

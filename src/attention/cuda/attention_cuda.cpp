@@ -27,6 +27,15 @@ Status current_compute_capability(int& capability) {
   return {};
 }
 
+// For a call that the screen does not serve.
+Status clear_screening_counters(const AttentionShape& shape, const CudaAttentionOptions& choice, CudaStream stream) {
+  if (!choice.screening_counters) return {};
+  const std::size_t bytes = static_cast<std::size_t>(shape.query_heads) * sizeof(ScreeningCounters);
+  const cudaError_t error = cudaMemsetAsync(choice.screening_counters, 0, bytes, static_cast<cudaStream_t>(stream));
+  if (error == cudaSuccess) return {};
+  return {std::string("attention_cuda_forward: memset of screening_counters failed: ") + cudaGetErrorString(error)};
+}
+
 }  // namespace
 
 bool attention_cuda_built() { return true; }
@@ -57,18 +66,19 @@ Status attention_cuda_forward(const AttentionShape& shape, const AttentionOption
   if (Status s = cuda::check_call(shape, options, inputs, documents); !s.ok()) return s;
   if (Status s = cuda::check_outputs(shape, outputs); !s.ok()) return s;
   if (Status s = cuda::check_index(outputs.survivor_index); !s.ok()) return s;
-  if (cuda::is_empty(shape) || shape.query_length == 0) return {};
+  if (Status s = cuda::check_screening(choice); !s.ok()) return s;
+  if (cuda::is_empty(shape) || shape.query_length == 0) return clear_screening_counters(shape, choice, stream);
   const std::size_t needed = attention_cuda_forward_workspace_bytes(shape, options, documents);
   if (Status s = cuda::check_workspace(workspace, workspace_bytes, needed); !s.ok()) return s;
   int capability = 0;
   if (Status s = current_compute_capability(capability); !s.ok()) return s;
-  const cuda::ForwardCall call{shape, options, inputs, outputs, documents, workspace, stream};
+  const cuda::ForwardCall call{shape, options, inputs, outputs, documents, workspace, stream, choice};
 #if TDA_CUDA_SM90
   if (choice.kernels == CudaKernels::kAutomatic && cuda::sm90::forward_supports(call, capability)) {
     return cuda::sm90::forward(call);
   }
 #endif
-  static_cast<void>(choice);
+  if (Status s = clear_screening_counters(shape, choice, stream); !s.ok()) return s;
   return cuda::portable::forward(call);
 }
 

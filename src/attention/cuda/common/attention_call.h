@@ -13,6 +13,7 @@ struct ForwardCall {
   const PackedDocuments* documents = nullptr;  // null: one sequence per batch element
   void* workspace = nullptr;                   // aligned to 256 bytes
   CudaStream stream = nullptr;
+  CudaAttentionOptions choice;
 };
 
 struct BackwardCall {

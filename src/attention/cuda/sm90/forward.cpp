@@ -97,7 +97,8 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.kappa = static_cast<float>(call.options.kappa);
   a.power = static_cast<float>(call.options.power);
   a.normalize = call.options.normalize;
-  a.screening = !is_switched_off("TDA_SM90_SCREEN");
+  a.screening = call.choice.screening != Screening::kNever && !is_switched_off("TDA_SM90_SCREEN");
+  a.choose_heads = a.screening && call.choice.screening == Screening::kAutomatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
   a.listing = a.screening && has_candidate_lists(shape) && !is_switched_off("TDA_SM90_LISTED");
 }
@@ -122,6 +123,7 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.list_heads = a.lists.totals ? a.views * a.batch * a.query_heads : 0;
   auto* base = static_cast<std::uint8_t*>(call.workspace);
   a.counters = reinterpret_cast<Counters*>(base + w.counters);
+  a.screening_counters = call.choice.screening_counters;
   a.keys8 = reinterpret_cast<std::int8_t*>(base + w.keys8);
   a.key_scale = reinterpret_cast<float*>(base + w.key_scale);
   a.key_tile = reinterpret_cast<KeyTile*>(base + w.key_tile);

@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include "attention/cuda/common/survivor_index.h"
-#include "tda/attention.h"
+#include "tda/attention_cuda.h"
 
 namespace tda::cuda::sm90 {
 
@@ -75,6 +75,7 @@ struct ForwardArguments {
   float kappa, power;
   bool normalize;
   bool screening;     // false: everything is a candidate
+  bool choose_heads;  // by the counters of the last call (screening_choice.cuh)
   bool dense_kernel;  // false: dense row blocks go to the sparse product, too
   bool listing;       // false: nothing goes by lists of candidate keys
 
@@ -99,6 +100,7 @@ struct ForwardArguments {
   void* strip_keys;        // (views, B H_q row_blocks * 16, kStripKeys), candidate_lists.cuh
   ListedJob* listed_list;  // (kListBuckets, B H_q row_blocks * 16)
   Counters* counters;
+  ScreeningCounters* screening_counters;  // (H_q), the caller's, or null
 };
 
 }  // namespace tda::cuda::sm90

@@ -4,12 +4,13 @@
 // all loads in flight before the first use. The 8-bit copy has one scale per 256 keys, which the screen folds into its
 // thresholds. Dimensions are permuted inside each 16 (order 2t, 2t+1, 2t+8, 2t+9 for t = 0..3), so that the screen
 // packs its 8-bit query fragments from 16-bit ones without moving data between lanes; a dot product does not care.
-// It also clears what the other kernels of the chain count and mark.
+// It also clears what the other kernels of the chain count and mark, and chooses the heads that are screened.
 // Cost: reads 2 D, writes D + 4 bytes a key: bound by memory.
 #pragma once
 
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
+#include "attention/cuda/sm90/screening_choice.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -40,6 +41,7 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
   if (blockIdx.x == 0 && thread < static_cast<int>(sizeof(Counters) / sizeof(int))) {
     reinterpret_cast<int*>(a.counters)[thread] = 0;
   }
+  if (blockIdx.x == 0) choose_screened_heads(a, thread, kPrepareThreads);
   const int threads = static_cast<int>(gridDim.x) * kPrepareThreads;
   for (int i = static_cast<int>(blockIdx.x) * kPrepareThreads + thread; i < a.list_heads; i += threads) {
     a.lists.totals[i] = a.lists_wanted ? 0u : kIncompleteHead;

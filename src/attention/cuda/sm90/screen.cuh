@@ -30,6 +30,7 @@
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/sm90/candidate_lists.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
+#include "attention/cuda/sm90/screening_choice.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -88,7 +89,7 @@ __device__ __forceinline__ int visible_key_tiles(const ForwardArguments& a, int 
 template <int kHeadDim>
 __device__ __forceinline__ bool block_is_dense(const ForwardArguments& a, int head, int block) {
   const int last_position = a.position_offset + min((block + 1) * kScreenRows, a.query_length) - 1;
-  return !a.screening || !(threshold_at<kHeadDim>(a.beta[head], last_position, a.kappa) > 0.0f);
+  return !is_screened_head(a, head) || !(threshold_at<kHeadDim>(a.beta[head], last_position, a.kappa) > 0.0f);
 }
 
 // Thresholds of a thread's two rows: flagged when the integer score exceeds sigma * (base + slope_error * e_k +
@@ -276,7 +277,9 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const Screen
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int tile = job.block * kTilesPerBlock + lane;
   const bool exists = lane < kTilesPerBlock && tile < a.row_tiles;
-  if (a.dense_kernel && __all_sync(0xffffffffu, !exists || candidates < 0)) {
+  const bool dense = a.dense_kernel && __all_sync(0xffffffffu, !exists || candidates < 0);
+  count_row_tile(a, job.head_of_all % a.query_heads, tile, exists, dense, candidates, candidates != kUnscreened);
+  if (dense) {
     if (lane == 0) a.dense_list[atomicAdd(&a.counters->dense_jobs, 1)] = job.head_of_all * a.row_blocks + job.block;
     return;
   }
