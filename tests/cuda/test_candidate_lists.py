@@ -25,7 +25,9 @@ def run(views: int, tensors: list[torch.Tensor], beta: torch.Tensor, power: floa
             q, k, v, b = leaves
             return ta.threshold_rela(q, k, v, beta=b, power=power, return_statistics=True)
         q1, k1, q2, k2, v, b, weight = leaves
-        return ta.differential_threshold_rela(q1, k1, q2, k2, v, beta=b, lam=weight, power=power, return_statistics=True)
+        return ta.differential_threshold_rela(
+            q1, k1, q2, k2, v, beta=b, lam=weight, power=power, return_statistics=True
+        )
 
     output, survivors = attend()
     with torch.no_grad():
