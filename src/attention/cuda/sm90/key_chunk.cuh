@@ -16,9 +16,14 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // first.
 struct KeyChunk {
   int key;
+  int column_key[4];  // of this lane's columns 2 c, 2 c + 1, 2 c + 8, 2 c + 9
   int size;
   std::uint32_t heads;  // bit x: column x begins a slice
 };
+
+__device__ __forceinline__ int own_column(int j) {
+  return 8 * (j >> 1) + 2 * static_cast<int>(threadIdx.x & 3) + (j & 1);
+}
 
 template <typename Keys>
 __device__ __forceinline__ KeyChunk take_chunk(const Keys& keys, int done, int left) {
@@ -32,7 +37,10 @@ __device__ __forceinline__ KeyChunk take_chunk(const Keys& keys, int done, int l
   const int size = whole ? min(left, 16) : 31 - __clz(static_cast<int>(heads & 0xffffu));
   const int first = __shfl_sync(kAllLanes, key, 0);
   if (lane >= size) key = first;
-  return {key, size, heads & ((1u << size) - 1)};
+  KeyChunk chunk{key, {}, size, heads & ((1u << size) - 1)};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) chunk.column_key[j] = __shfl_sync(kAllLanes, key, own_column(j));
+  return chunk;
 }
 
 // The key rows of a chunk as B fragments, tile 1 being columns 8 to 15, and 1/|k| of column `lane`; dims are permuted
@@ -42,17 +50,15 @@ struct ChunkKeys {
   uint2 b[2][kHeadDim / 16];
   float scale;
 
-  template <typename Element>
-  __device__ __forceinline__ void load(const Element* keys, int row_stride, const float* scales,
-                                       const KeyChunk& chunk) {
+  // `stride`: bytes from key to key.
+  __device__ __forceinline__ void load(const char* keys, int stride, const float* scales, const KeyChunk& chunk) {
     const int g = static_cast<int>(threadIdx.x & 31) >> 2;
     const int c = static_cast<int>(threadIdx.x & 3);
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
-      const Element* row =
-          keys + static_cast<std::int64_t>(__shfl_sync(kAllLanes, chunk.key, 8 * tile + g)) * row_stride + 4 * c;
+      const char* row = keys + static_cast<std::int64_t>(__shfl_sync(kAllLanes, chunk.key, 8 * tile + g)) * stride;
 #pragma unroll
-      for (int k = 0; k < kHeadDim / 16; ++k) b[tile][k] = *reinterpret_cast<const uint2*>(row + 16 * k);
+      for (int k = 0; k < kHeadDim / 16; ++k) b[tile][k] = *reinterpret_cast<const uint2*>(row + 32 * k + 8 * c);
     }
     scale = scales[chunk.key];
   }
@@ -63,7 +69,6 @@ struct ChunkKeys {
 template <typename Element, int kHeadDim>
 __device__ __forceinline__ void score_chunk(const ChunkKeys<kHeadDim>& keys, const char* strip, const QueryRows& rows,
                                             const KeyChunk& chunk, int position, float (&t)[8]) {
-  const int c = static_cast<int>(threadIdx.x & 3);
   float sums[2][4] = {};
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -74,13 +79,13 @@ __device__ __forceinline__ void score_chunk(const ChunkKeys<kHeadDim>& keys, con
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {  // this lane's columns
-    const int column = 8 * (j >> 1) + 2 * c + (j & 1);
-    const int key = __shfl_sync(kAllLanes, chunk.key, column);
+    const int column = own_column(j);
     const float scale = __shfl_sync(kAllLanes, keys.scale, column);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float excess = fmaf(sums[j >> 1][2 * h + (j & 1)], scale, -rows.threshold[h]);
-      t[4 * (j >> 1) + 2 * h + (j & 1)] = column < chunk.size && key <= position + 8 * h ? excess : -1.0f;
+      t[4 * (j >> 1) + 2 * h + (j & 1)] =
+          column < chunk.size && chunk.column_key[j] <= position + 8 * h ? excess : -1.0f;
     }
   }
 }
@@ -105,17 +110,16 @@ template <int kHeadDim>
 struct ChunkValues {
   uint4 rows[4][kHeadDim / 64];  // of columns 2 c, 2 c + 1, 2 c + 8, 2 c + 9: dims 8 g .. 8 g + 7, and 64 further
 
-  template <typename Element>
-  __device__ __forceinline__ void load(const Element* values, int row_stride, const KeyChunk& chunk) {
+  // `stride`: bytes from key to key.
+  __device__ __forceinline__ void load(const char* values, int stride, const KeyChunk& chunk) {
     const int g = static_cast<int>(threadIdx.x & 31) >> 2;
-    const int c = static_cast<int>(threadIdx.x & 3);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int column = 8 * (j >> 1) + 2 * c + (j & 1);
-      const Element* row =
-          values + static_cast<std::int64_t>(__shfl_sync(kAllLanes, chunk.key, column)) * row_stride + 8 * g;
+      const char* row = values + static_cast<std::int64_t>(chunk.column_key[j]) * stride + 16 * g;
 #pragma unroll
-      for (int part = 0; part < kHeadDim / 64; ++part) rows[j][part] = *reinterpret_cast<const uint4*>(row + 64 * part);
+      for (int part = 0; part < kHeadDim / 64; ++part) {
+        rows[j][part] = *reinterpret_cast<const uint4*>(row + 128 * part);
+      }
     }
   }
 

@@ -39,6 +39,12 @@ __device__ __forceinline__ const Element* head_rows(const ConstTensor& tensor, i
   return static_cast<const Element*>(tensor.data) + batch * tensor.batch_stride + head * tensor.head_stride;
 }
 
+// From row to row; forward_supports() makes sure that it fits.
+template <typename Element>
+__device__ __forceinline__ int row_bytes(const ConstTensor& tensor) {
+  return static_cast<int>(tensor.row_stride * static_cast<std::int64_t>(sizeof(Element)));
+}
+
 // Place of 16 bytes of a strip's row in shared memory; 16 rows of 128 bytes, then the next 64 dims.
 __device__ __forceinline__ int strip_offset(int row, int chunk) {
   return chunk / 8 * (kStripRows * 128) + static_cast<int>(swizzled_offset<128>(row, chunk % 8));
@@ -235,7 +241,7 @@ __device__ __forceinline__ void add_slices(const ForwardArguments& a, const List
         if ((live[view] & slice) == 0) continue;
         mark_slice(a, view, job, place);
         lists[view].add_listed(a, list_place(a, view, job.batch, job.head, job.first_row + (lane >> 2)), alive[view],
-                               slice, chunk.key);
+                               slice, chunk.column_key);
       }
     }
     const std::uint32_t own = slice >> (2 * (lane & 3));
@@ -277,11 +283,13 @@ __device__ __forceinline__ void listed_strip(const ForwardArguments& a, const Li
 #pragma unroll
     for (int view = 0; view < kViews; ++view) {
       const int head_of_all = (view * a.batch + job.batch) * a.key_heads + key_head;
-      chunk_keys[view].load(head_rows<Element>(a.k[view], job.batch, key_head), static_cast<int>(a.k[view].row_stride),
+      chunk_keys[view].load(reinterpret_cast<const char*>(head_rows<Element>(a.k[view], job.batch, key_head)),
+                            row_bytes<Element>(a.k[view]),
                             a.key_scale + static_cast<std::int64_t>(head_of_all) * a.key_tiles * kScreenKeys, chunk);
     }
     ChunkValues<kHeadDim> chunk_values;
-    chunk_values.load(head_rows<Element>(a.v, job.batch, key_head), static_cast<int>(a.v.row_stride), chunk);
+    chunk_values.load(reinterpret_cast<const char*>(head_rows<Element>(a.v, job.batch, key_head)),
+                      row_bytes<Element>(a.v), chunk);
     float t[kViews][8];
     std::uint32_t alive[kViews];
     std::uint32_t live[kViews];

@@ -61,21 +61,19 @@ class ListWriter {
     stop_when_full(a, place);
   }
 
-  // The same for the columns `slice` of a chunk of 16 keys, which are of one slice; lane x holds the key of column x,
-  // and bit i of `alive` says whether element i of this thread's part of the accumulator survives.
+  // The same for the columns `slice` of a chunk of 16 keys (key_chunk.cuh), which are of one slice. `column_key` are
+  // the keys of this lane's columns; bit i of `alive` says whether element i of its part of the accumulator survives.
   __device__ __forceinline__ void add_listed(const ForwardArguments& a, const ListPlace& place, std::uint32_t alive,
-                                             std::uint32_t slice, int key) {
+                                             std::uint32_t slice, const int (&column_key)[4]) {
     if (!lists()) return;
     const int c = lane() & 3;
     const int left = a.query_length - place.row;
     std::uint32_t* const list = row_list(a, place);
-    int column_key[4];
     std::uint32_t mark[8] = {};  // of a survivor: its place in the order of add_slice, row g + 8 in the upper half
     std::uint32_t marks = 0;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int column = 8 * (j >> 1) + 2 * c + (j & 1);
-      column_key[j] = __shfl_sync(0xffffffffu, key, column);
       const int in_slice = column_key[j] & 15;
       const int order = (in_slice >> 1 & 3) * 4 + (in_slice >> 3) * 2 + (in_slice & 1);
 #pragma unroll
