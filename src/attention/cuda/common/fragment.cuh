@@ -74,6 +74,18 @@ __device__ __forceinline__ std::uint32_t pack_positive(float low, float high) {
   return pair;
 }
 
+// The larger of each of two elements; of a number and a NaN the number.
+template <typename Element>
+__device__ __forceinline__ std::uint32_t larger_of_pairs(std::uint32_t x, std::uint32_t y) {
+  std::uint32_t pair;
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(x), "r"(y));
+  } else {
+    asm("max.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(x), "r"(y));
+  }
+  return pair;
+}
+
 // max(x, 0) that keeps NaN.
 __device__ __forceinline__ float positive_part(float x) {
   float result;

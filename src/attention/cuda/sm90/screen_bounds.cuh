@@ -37,25 +37,25 @@ __device__ __forceinline__ void quantise_queries(const ForwardArguments& a, std:
         raw[k]);
   }
   float square[2] = {0.0f, 0.0f};
-  float peak[2] = {0.0f, 0.0f};
+  std::uint32_t peaks[2] = {0, 0};
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const float2 x = unpack<Element>(raw[k][r]);
       square[r & 1] += x.x * x.x + x.y * x.y;
-      peak[r & 1] = fmaxf(peak[r & 1], fmaxf(fabsf(x.x), fabsf(x.y)));
+      peaks[r & 1] = larger_of_pairs<Element>(peaks[r & 1], raw[k][r] & 0x7fff7fffu);
     }
   }
   float c[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     square[h] = quad_sum(square[h]);
-    peak[h] = quad_max(peak[h]);
-    c[h] = peak[h] > 1e-30f && peak[h] < 1e30f ? __fdividef(127.0f, peak[h]) : 0.0f;
+    const float2 pair = unpack<Element>(peaks[h]);
+    const float peak = quad_max(fmaxf(pair.x, pair.y));
+    c[h] = peak > 1e-30f && peak < 1e30f ? __fdividef(127.0f, peak) : 0.0f;
   }
   float error[2] = {0.0f, 0.0f};
-  float size[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
 #pragma unroll
@@ -71,7 +71,6 @@ __device__ __forceinline__ void quantise_queries(const ForwardArguments& a, std:
           const float rounded = sum[2 * u + i] - kRounder;
           const float difference = fmaf(element, c[h], -rounded);
           error[h] = fmaf(difference, difference, error[h]);
-          size[h] = fmaf(rounded, rounded, size[h]);
         }
       }
       q8[k / 2][2 * (k & 1) + h] = pack_bytes(sum[0], sum[1], sum[2], sum[3]);
@@ -82,9 +81,10 @@ __device__ __forceinline__ void quantise_queries(const ForwardArguments& a, std:
     const float tau = h == 0 ? tau0 : tau1;
     const bool inside = h == 0 ? inside0 : inside1;
     const float norm = square[h] < 1e-24f ? 1e-12f : square[h] * rsqrtf(square[h]);
+    const float rounding = 1.0001f * upper_root(quad_sum(error[h]));
     bound[h].base = c[h] * (a.normalize ? norm : 1.0f) * tau;
-    bound[h].slope_error = -1.0001f * upper_root(quad_sum(size[h]));
-    bound[h].slope_norm = -1.0001f * upper_root(quad_sum(error[h])) - 1e-4f * c[h] * norm;
+    bound[h].slope_error = -1.0001f * c[h] * norm - rounding;  // |q8| <= |A| + |A - q8|
+    bound[h].slope_norm = -rounding - 1e-4f * c[h] * norm;
     // A zero row scores 0 everywhere; a row that is not finite must reach the exact kernel; rows behind the end never.
     if (c[h] == 0.0f) bound[h] = {tau > 0.0f && norm < 1.0f ? 1e30f : -1e30f, 0.0f, 0.0f};
     if (!(norm < 1e30f)) bound[h] = {-1e30f, 0.0f, 0.0f};
