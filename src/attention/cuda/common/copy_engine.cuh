@@ -27,6 +27,12 @@ __device__ __forceinline__ void store_tile(std::uint32_t source, const CUtensorM
                : "memory");
 }
 
+// `bytes` (a multiple of 16) consecutive bytes from shared to global memory, both aligned to 16; waited for likewise.
+__device__ __forceinline__ void store_bytes(void* destination, std::uint32_t source, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(destination), "r"(source), "r"(bytes)
+               : "memory");
+}
+
 __device__ __forceinline__ void wait_for_stores() {
   asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
 }

@@ -60,10 +60,12 @@ __device__ inline std::uint32_t rounded_pair(float low, float high) {
 }
 
 // Copies 16 bytes to shared memory in the background, or fills them with zeros.
-__device__ inline void copy_async(void* shared, const void* global, bool exists) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-               "r"(exists ? 16 : 0)
+__device__ inline void copy_async(std::uint32_t shared, const void* global, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(exists ? 16 : 0)
                : "memory");
+}
+__device__ inline void copy_async(void* shared, const void* global, bool exists) {
+  copy_async(shared_address(shared), global, exists);
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most N of the committed groups are under way.

@@ -19,9 +19,10 @@ struct Sequence {
   int query_length, key_length;
 };
 
-__device__ inline Sequence sequence_at(const Problem& p, std::int64_t index) {
+template <bool PACKED>
+__device__ __forceinline__ Sequence sequence_of(const Problem& p, std::int64_t index) {
   Sequence s;
-  if (p.query_offsets) {
+  if constexpr (PACKED) {
     s.batch = 0;
     s.first_query = p.query_offsets[index];
     s.first_key = p.key_offsets[index];
@@ -37,9 +38,12 @@ __device__ inline Sequence sequence_at(const Problem& p, std::int64_t index) {
     s.flat_query = index * p.shape.query_length;
     s.flat_key = index * p.shape.key_length;
   }
-  s.first_row_tile =
-      SurvivorIndexLayout::first_row_tile(p.query_offsets != nullptr, index, s.first_query, p.shape.query_length);
+  s.first_row_tile = SurvivorIndexLayout::first_row_tile(PACKED, index, s.first_query, p.shape.query_length);
   return s;
+}
+
+__device__ inline Sequence sequence_at(const Problem& p, std::int64_t index) {
+  return p.query_offsets ? sequence_of<true>(p, index) : sequence_of<false>(p, index);
 }
 
 // Which (tile, head, sequence) a block works on. Tiles vary slowest, so that the caller can start with the heaviest.

@@ -96,17 +96,18 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   };
   placed.row_tasks = place_list(index.row_tiles * s.query_heads * views, counters ? &counters->rows : nullptr);
   placed.column_tasks = place_list(placed.column_slices * s.key_heads, counters ? &counters->columns : nullptr);
-  if (!documents) {  // of two row tiles each, and of eight slices
-    const std::int64_t row_pairs = s.batch * ((s.query_length + 2 * kSliceRows - 1) / (2 * kSliceRows));
-    const std::int64_t key_blocks = s.batch * ((s.key_length + 8 * kSliceKeys - 1) / (8 * kSliceKeys));
-    placed.dense_row_tasks = place_list(row_pairs * s.query_heads * views, counters ? &counters->dense_rows : nullptr);
-    placed.dense_column_tasks = place_list(key_blocks * s.key_heads, counters ? &counters->dense_columns : nullptr);
-    const auto place_empty = [&](const TaskList& list, TaskCounters* own) {
-      return TaskList{arena.take<BackwardTask>(list.capacity), list.capacity, own};
-    };
-    placed.empty_row_blocks = place_empty(placed.dense_row_tasks, counters ? &counters->empty_rows : nullptr);
-    placed.empty_column_blocks = place_empty(placed.dense_column_tasks, counters ? &counters->empty_columns : nullptr);
-  }
+  const auto blocks_of = [&](std::int64_t length, std::int64_t rows) {  // of all sequences; an upper bound if packed
+    return documents ? length / rows + sequences : sequences * ((length + rows - 1) / rows);
+  };
+  const std::int64_t row_pairs = blocks_of(s.query_length, 2 * kSliceRows);
+  const std::int64_t key_blocks = blocks_of(s.key_length, 8 * kSliceKeys);
+  placed.dense_row_tasks = place_list(row_pairs * s.query_heads * views, counters ? &counters->dense_rows : nullptr);
+  placed.dense_column_tasks = place_list(key_blocks * s.key_heads, counters ? &counters->dense_columns : nullptr);
+  const auto place_empty = [&](const TaskList& list, TaskCounters* own) {
+    return TaskList{arena.take<BackwardTask>(list.capacity), list.capacity, own};
+  };
+  placed.empty_row_blocks = place_empty(placed.dense_row_tasks, counters ? &counters->empty_rows : nullptr);
+  placed.empty_column_blocks = place_empty(placed.dense_column_tasks, counters ? &counters->empty_columns : nullptr);
   if (plan) *plan = placed;
 }
 

@@ -59,7 +59,7 @@ Status make_tensor_maps(const portable::Problem& problem, const portable::Backwa
 
 bool supports(const BackwardCall& call, int compute_capability) {
   const AttentionShape& shape = call.shape;
-  if (compute_capability != 90 || call.documents != nullptr || call.options.data_type == DataType::kFloat32 ||
+  if (compute_capability != 90 || call.options.data_type == DataType::kFloat32 ||
       (shape.head_dim != 64 && shape.head_dim != 128) || shape.value_dim != shape.head_dim || shape.query_length == 0 ||
       shape.key_length > std::numeric_limits<std::int32_t>::max() / 2) {
     return false;

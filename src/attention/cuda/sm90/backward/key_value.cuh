@@ -15,8 +15,8 @@ namespace tda::cuda::sm90 {
 
 // The tiles of one query head that hold a survivor among the block's 128 keys. `first_slice` counts slices of all
 // sequences (portable::BackwardPlan).
-template <int kHeadDim>
-__device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamProducer<kHeadDim>& producer,
+template <int kHeadDim, bool kPacked>
+__device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamProducer<kHeadDim, kPacked>& producer,
                                              const portable::Sequence& s, const StreamPart& part, int head,
                                              std::int64_t first_slice) {
   const portable::Problem& p = a.problem;
@@ -42,7 +42,8 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
       if (producer.passes_over()) continue;
       const int bit = __ffs(static_cast<int>(left)) - 1;
       StreamTile tile;
-      tile.first = (word * 32 + bit) * kTileRows;
+      const int first_row = (word * 32 + bit) * kTileRows;
+      tile.first = offset + first_row;
       tile.live = static_cast<std::uint16_t>((first >> bit & 1u) | (second >> bit & 1u) << 1);
       tile.slices = 15;
       tile.sign = sign;
@@ -50,7 +51,7 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
       bool unfit = false;
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const int r = tile.first + lane + 32 * n;
+        const int r = first_row + lane + 32 * n;
         const bool exists = r < s.query_length;
         row[n].x = exists ? beta * a.plan.position_scale[offset + r] : 1e30f;
         row[n].y = exists ? portable::product_factor(factors[r]) : 0.0f;
@@ -60,22 +61,25 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
       const int stage = producer.free_stage();
 #pragma unroll
       for (int n = 0; n < 2; ++n) producer.memory.tail.query[stage][lane + 32 * n] = row[n];
-      producer.stream(tile, a.query[part.view], head, a.d_output, head, part.sequence);
+      producer.stream(tile, {a.query[part.view], p.inputs.q[part.view], static_cast<int>(s.batch), head},
+                      {a.d_output, a.call.d_output, static_cast<int>(s.batch), head},
+                      static_cast<int>(s.first_query) + tile.first - offset, s.key_length - tile.first);
     }
   }
 }
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 __device__ __forceinline__ void produce_queries(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   const portable::Problem& p = a.problem;
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
-  StreamProducer<kHeadDim> producer(memory, a.plan.dense_column_tasks);
+  StreamProducer<kHeadDim, kPacked> producer(memory, a.plan.dense_column_tasks);
   for_empty_blocks(a.plan.empty_column_blocks, [&](const portable::BackwardTask& block) {
+    const portable::Sequence s = portable::sequence_of<kPacked>(p, block.sequence);
     const auto store = [&](const Tensor& gradient, const CUtensorMap& map) {
       if (gradient.data == nullptr) return;
-      store_zeros<kHeadDim>(memory, map, static_cast<int>(block.tile) * 2 * kTileRows,
-                            static_cast<int>(p.shape.key_length), static_cast<int>(block.head),
-                            static_cast<int>(block.sequence));
+      const int row = static_cast<int>(block.tile) * 2 * kTileRows;
+      store_zeros<kHeadDim, kPacked>(memory, gradient, map, static_cast<int>(s.first_key) + row, s.key_length - row,
+                                     static_cast<int>(block.head), s.batch);
     };
     for (int view = 0; view < p.views; ++view) store(a.call.outputs.dk[view], a.dk[view]);
     store(a.call.outputs.dv, a.dv);
@@ -84,9 +88,9 @@ __device__ __forceinline__ void produce_queries(const BackwardArguments& a, cons
   while (producer.next_task(a.plan.dense_column_tasks, task)) {
     const int sequence = static_cast<int>(task.sequence), key_head = static_cast<int>(task.head);
     const int block = static_cast<int>(task.tile);
-    const portable::Sequence s = portable::sequence_at(p, sequence);
+    const portable::Sequence s = portable::sequence_of<kPacked>(p, sequence);
     const std::int64_t first_slice =
-        portable::BackwardPlan::first_slice(false, sequence, s.first_key, p.shape.key_length) + 8 * block;
+        portable::BackwardPlan::first_slice(kPacked, sequence, s.first_key, p.shape.key_length) + 8 * block;
     // The smallest scale of the group, so that one serves all heads that add to the same dv.
     float scale = portable::weight_scale<Element>(p, key_head * group, s.key_length);
     for (int n = 1; n < group; ++n) {
@@ -94,14 +98,16 @@ __device__ __forceinline__ void produce_queries(const BackwardArguments& a, cons
     }
 #pragma unroll 1
     for (int view = 0; view < p.views; ++view) {
-      const StreamPart part{sequence, key_head, block, view, scale};
+      const StreamPart part{sequence, key_head, block, view, s.key_length, s.key_length - s.query_length, scale};
       const float* const factors = portable::key_factors(p, s, view, key_head);
-      producer.begin_part(part, a.key[view], a.value, [&](int key) {
-        return ResidentRow{key < s.key_length ? factors[key] : 0.0f, 0.0f};
-      });
+      producer.begin_part(part, {a.key[view], p.inputs.k[view], static_cast<int>(s.batch), key_head},
+                          {a.value, p.inputs.v, static_cast<int>(s.batch), key_head}, static_cast<int>(s.first_key),
+                          [&](int key) {
+                            return ResidentRow{key < s.key_length ? factors[key] : 0.0f, 0.0f};
+                          });
 #pragma unroll 1
       for (int n = 0; n < group; ++n) {
-        produce_head<kHeadDim>(a, producer, s, part, key_head * group + n, first_slice);
+        produce_head<kHeadDim, kPacked>(a, producer, s, part, key_head * group + n, first_slice);
       }
       producer.end_part();
     }
@@ -190,12 +196,12 @@ __device__ __forceinline__ KeyState key_state(const portable::Problem& p, const 
 
 // Stores what a warpgroup has of one view's dk and, after the last view, of dv, or hands the keys to the portable
 // kernel, which writes the gradients of all views anew. `spoiled` remembers that of the views before.
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 __device__ __forceinline__ void finish_keys(const BackwardArguments& a, const StreamPart& part, const KeyState& keys,
                                             std::uint32_t tile, const ResidentRow* residents, bool& spoiled,
                                             float (&dk)[kHeadDim / 2], const float (&dv)[kHeadDim / 2]) {
   const portable::Problem& p = a.problem;
-  const portable::Sequence s = portable::sequence_at(p, part.sequence);
+  const portable::Sequence s = portable::sequence_of<kPacked>(p, part.sequence);
   const int warpgroup = static_cast<int>(threadIdx.x >> 7), lane = static_cast<int>(threadIdx.x & 31);
   const int rows = s.key_length - keys.first;
   if (rows <= 0) return;
@@ -243,15 +249,12 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
   KeyState keys;
   std::uint32_t key_rows, values;
   const ResidentRow* residents;
-  int offset;
   bool unfit;
   float dk[kHeadDim / 2], dv[kHeadDim / 2];
   std::uint32_t operand[4][4];  // the weights, then g: registers hold only one of the two
 
   __device__ __forceinline__ KeyConsumer(const BackwardArguments& arguments, const StreamMemory<kHeadDim>& shared)
-      : Stream{shared},
-        a(arguments),
-        offset(static_cast<int>(arguments.problem.shape.key_length - arguments.problem.shape.query_length)) {}
+      : Stream{shared}, a(arguments) {}
 
   __device__ __forceinline__ void begin(const StreamPart& part, int slot) {
     unfit = false;
@@ -279,8 +282,7 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
   // Scores -> u in t, and the product of the weights with dO.
   __device__ __forceinline__ void add_to_dv(const StreamTile& tile, int stage, float (&t)[32]) {
     unfit |= tile.unfit;
-    rectify_columns(t, memory.tail.query[stage], keys.factor, keys.key, keys.first + kTileRows - 1,
-                    offset + tile.first);
+    rectify_columns(t, memory.tail.query[stage], keys.factor, keys.key, keys.first + kTileRows - 1, tile.first);
     weigh_columns<Element, kSquare>(t, a.problem.power, tile.sign * keys.value_scale, operand);
     hold(dv);
     wgmma_fence();
@@ -337,7 +339,7 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
   }
 };
 
-template <typename Element, int kHeadDim, bool kSquare>
+template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __device__ __forceinline__ void consume_queries(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   SlotRing<StreamPlan<kHeadDim>::kResidents> residents(0);
   KeyConsumer<Element, kHeadDim, kSquare> consumer(a, memory);
@@ -350,32 +352,32 @@ __device__ __forceinline__ void consume_queries(const BackwardArguments& a, cons
     consumer.begin(part, residents.slot);
     consumer.run();
     spoiled = (spoiled && part.view != 0) || consumer.unfit;
-    finish_keys<Element, kHeadDim>(a, part, consumer.keys, consumer.key_rows, consumer.residents, spoiled, consumer.dk,
-                                   consumer.dv);
+    finish_keys<Element, kHeadDim, kPacked>(a, part, consumer.keys, consumer.key_rows, consumer.residents, spoiled,
+                                            consumer.dk, consumer.dv);
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&memory.tail.resident_empty[residents.slot]));
   }
 }
 
-template <typename Element, int kHeadDim, bool kSquare>
+template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __device__ __forceinline__ void work_off_columns(const BackwardArguments& a) {
   extern __shared__ unsigned char shared[];
   const StreamMemory<kHeadDim> memory(shared);
   if (!memory.begin(a.plan.dense_column_tasks, a.plan.empty_column_blocks)) return;
   if (threadIdx.x >= 256) {
     shrink_registers<kHeadDim == 64 ? 40 : 24>();
-    produce_queries<Element, kHeadDim>(a, memory);
+    produce_queries<Element, kHeadDim, kPacked>(a, memory);
   } else {
     grow_registers<kHeadDim == 64 ? 232 : 240>();
-    consume_queries<Element, kHeadDim, kSquare>(a, memory);
+    consume_queries<Element, kHeadDim, kSquare, kPacked>(a, memory);
   }
 }
 
-template <typename Element, int kHeadDim, bool kSquare>
+template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     backward_key_value_dense(const __grid_constant__ BackwardArguments a) {
   begin_kernel(KernelOrder::kBesidePrevious);
-  work_off_columns<Element, kHeadDim, kSquare>(a);
+  work_off_columns<Element, kHeadDim, kSquare, kPacked>(a);
   end_kernel(KernelOrder::kBesidePrevious);
 }
 

@@ -14,29 +14,33 @@
 
 namespace tda::cuda::sm90 {
 
-template <int kHeadDim>
+template <int kHeadDim, bool kPacked>
 __device__ __forceinline__ void produce_keys(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   const portable::Problem& p = a.problem;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  StreamProducer<kHeadDim> producer(memory, a.plan.dense_row_tasks);
+  StreamProducer<kHeadDim, kPacked> producer(memory, a.plan.dense_row_tasks);
   for_empty_blocks(a.plan.empty_row_blocks, [&](const portable::BackwardTask& block) {
-    if (a.call.outputs.dq[block.view].data == nullptr) return;
-    store_zeros<kHeadDim>(memory, a.dq[block.view], static_cast<int>(block.tile) * 2 * kTileRows,
-                          static_cast<int>(p.shape.query_length), static_cast<int>(block.head),
-                          static_cast<int>(block.sequence));
+    const Tensor& dq = a.call.outputs.dq[block.view];
+    if (dq.data == nullptr) return;
+    const portable::Sequence s = portable::sequence_of<kPacked>(p, block.sequence);
+    const int row = static_cast<int>(block.tile) * 2 * kTileRows;
+    store_zeros<kHeadDim, kPacked>(memory, dq, a.dq[block.view], static_cast<int>(s.first_query) + row,
+                                   s.query_length - row, static_cast<int>(block.head), s.batch);
   });
   portable::BackwardTask task;
   while (producer.next_task(a.plan.dense_row_tasks, task)) {
     const int sequence = static_cast<int>(task.sequence), head = static_cast<int>(task.head);
     const int view = static_cast<int>(task.view), block = static_cast<int>(task.tile);
     const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
-    const portable::Sequence s = portable::sequence_at(p, sequence);
+    const portable::Sequence s = portable::sequence_of<kPacked>(p, sequence);
+    const int batch = static_cast<int>(s.batch), offset = s.key_length - s.query_length;
     const float* const own_factors = portable::query_factors(p, s, view, head);
-    producer.begin_part(
-        {sequence, head, block, view, portable::load_beta(p, head)}, a.query[view], a.d_output, [&](int row) {
-          if (row >= s.query_length) return ResidentRow{0.0f, 0.0f};
-          return ResidentRow{own_factors[row], a.plan.position_scale[s.key_length - s.query_length + row]};
-        });
+    const StreamPart part{sequence, head, block, view, s.query_length, offset, portable::load_beta(p, head)};
+    producer.begin_part(part, {a.query[view], p.inputs.q[view], batch, head},
+                        {a.d_output, a.call.d_output, batch, head}, static_cast<int>(s.first_query), [&](int row) {
+                          if (row >= s.query_length) return ResidentRow{0.0f, 0.0f};
+                          return ResidentRow{own_factors[row], a.plan.position_scale[offset + row]};
+                        });
     const float* const factors = portable::key_factors(p, s, view, key_head);
     const std::uint32_t* words[2];
     int count[2];  // words that exist
@@ -77,7 +81,9 @@ __device__ __forceinline__ void produce_keys(const BackwardArguments& a, const S
           const int stage = producer.free_stage();
 #pragma unroll
           for (int n = 0; n < 2; ++n) memory.tail.key_factor[stage][lane + 32 * n] = factor[n];
-          producer.stream(tile, a.key[view], key_head, a.value, key_head, sequence);
+          producer.stream(tile, {a.key[view], p.inputs.k[view], batch, key_head},
+                          {a.value, p.inputs.v, batch, key_head}, static_cast<int>(s.first_key) + tile.first,
+                          s.key_length - tile.first);
         }
       }
     }
@@ -165,13 +171,13 @@ __device__ __forceinline__ double warpgroup_sum(double x, double (&scratch)[4], 
 }
 
 // Stores what a warpgroup has of its row tile, or hands the tile to the portable kernel.
-template <typename Element, int kHeadDim, bool kSquare>
+template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __device__ __forceinline__ void finish_rows(const BackwardArguments& a, StreamTail<kHeadDim>& tail,
                                             const StreamPart& part, const QueryRowState& rows, std::uint32_t tile,
                                             const ResidentRow* residents, bool unfit, const RowSums& sums,
                                             float (&dq)[kHeadDim / 2]) {
   const portable::Problem& p = a.problem;
-  const portable::Sequence s = portable::sequence_at(p, part.sequence);
+  const portable::Sequence s = portable::sequence_of<kPacked>(p, part.sequence);
   const int warpgroup = static_cast<int>(threadIdx.x >> 7), row_tile = 2 * part.block + warpgroup;
   const int first_row = row_tile * kTileRows;
   if (first_row >= s.query_length) return;
@@ -210,15 +216,14 @@ __device__ __forceinline__ void finish_rows(const BackwardArguments& a, StreamTa
 __device__ __forceinline__ QueryRowState row_state(const BackwardArguments& a, const StreamPart& part,
                                                    const ResidentRow* residents, int first_row, bool& unfit) {
   const portable::Problem& p = a.problem;
-  const int offset = static_cast<int>(p.shape.key_length - p.shape.query_length);
   QueryRowState rows;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = (static_cast<int>(threadIdx.x >> 5) & 3) * 16 + (static_cast<int>(threadIdx.x & 31) >> 2) + 8 * h;
     rows.factor[h] = portable::product_factor(residents[row].factor);
     rows.scale[h] = residents[row].scale;
-    rows.tau[h] = first_row + row < p.shape.query_length ? part.constant * rows.scale[h] : 1e30f;
-    rows.last_key[h] = offset + first_row + row;
+    rows.tau[h] = first_row + row < part.rows ? part.constant * rows.scale[h] : 1e30f;
+    rows.last_key[h] = part.offset + first_row + row;
     unfit = unfit || rows.factor[h] != rows.factor[h] || !portable::is_regular(p, rows.factor[h]);
   }
   return rows;
@@ -253,7 +258,7 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
   __device__ __forceinline__ void begin(const StreamPart& next, int slot) {
     part = next;
     const int first_row = (2 * part.block + warpgroup) * kTileRows;
-    first_position = static_cast<int>(a.problem.shape.key_length - a.problem.shape.query_length) + first_row;
+    first_position = part.offset + first_row;
     queries = memory.resident(slot, 0, warpgroup);
     d_output = memory.resident(slot, 1, warpgroup);
     gradient_factor = portable::view_weight(a.problem, part.view, part.head) * kDerivativeFactor<kSquare> *
@@ -320,7 +325,7 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
   }
 };
 
-template <typename Element, int kHeadDim, bool kSquare>
+template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __device__ __forceinline__ void consume_keys(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
   SlotRing<StreamPlan<kHeadDim>::kResidents> residents(0);
   RowConsumer<Element, kHeadDim, kSquare> consumer(a, memory);
@@ -331,14 +336,14 @@ __device__ __forceinline__ void consume_keys(const BackwardArguments& a, const S
     if (part.block < 0) return;
     consumer.begin(part, residents.slot);
     consumer.run();
-    finish_rows<Element, kHeadDim, kSquare>(a, memory.tail, consumer.part, consumer.rows, consumer.queries,
-                                            consumer.residents, consumer.unfit, consumer.sums, consumer.dq);
+    finish_rows<Element, kHeadDim, kSquare, kPacked>(a, memory.tail, consumer.part, consumer.rows, consumer.queries,
+                                                     consumer.residents, consumer.unfit, consumer.sums, consumer.dq);
     __syncwarp();
     if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&memory.tail.resident_empty[residents.slot]));
   }
 }
 
-template <typename Element, int kHeadDim, bool kSquare>
+template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __global__ void __launch_bounds__(kStreamThreads, 1) backward_query_dense(const __grid_constant__ BackwardArguments a) {
   begin_kernel(KernelOrder::kAfterPrevious);
   extern __shared__ unsigned char shared[];
@@ -346,10 +351,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1) backward_query_dense(const 
   if (!memory.begin(a.plan.dense_row_tasks, a.plan.empty_row_blocks)) return;
   if (threadIdx.x >= 256) {
     shrink_registers<40>();
-    produce_keys<kHeadDim>(a, memory);
+    produce_keys<kHeadDim, kPacked>(a, memory);
   } else {
     grow_registers<232>();
-    consume_keys<Element, kHeadDim, kSquare>(a, memory);
+    consume_keys<Element, kHeadDim, kSquare, kPacked>(a, memory);
   }
 }
 

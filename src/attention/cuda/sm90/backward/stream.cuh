@@ -14,6 +14,7 @@
 #include "attention/cuda/portable/half_operands.cuh"
 #include "attention/cuda/portable/task_claims.cuh"
 #include "attention/cuda/sm90/backward/arguments.h"
+#include "attention/cuda/sm90/document_tile.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -39,7 +40,8 @@ struct StreamClaim {
 // A task, or one view of it. block < 0: there is no more.
 struct StreamPart {
   int sequence, head, block, view;
-  float constant;  // beta of the query head, or the scale of a key head's weights
+  int rows, offset;  // of the sequence: resident rows, and the position of query row 0
+  float constant;    // beta of the query head, or the scale of a key head's weights
 };
 
 // 1/|x| of a resident row and, of a query, c_i (tda/attention.h); zeros for a row that does not exist.
@@ -47,7 +49,8 @@ struct ResidentRow {
   float factor, scale;
 };
 
-// A streamed tile. first < 0: the part is over. live: bit w for warpgroup w; slices: live 16-key slices of a key tile.
+// A streamed tile. first: position of its first row in the sequence; less than 0: the part is over. live: bit w for
+// warpgroup w; slices: live 16-key slices of a key tile.
 struct StreamTile {
   int first;
   std::uint16_t live, slices;
@@ -128,27 +131,58 @@ struct StreamMemory {
   }
 };
 
+// A head of a tensor whose tiles go to shared memory.
+struct StreamSource {
+  const CUtensorMap& map;
+  const ConstTensor& tensor;
+  int batch, head;
+};
+
+// Whether the copy engine may move a tile of which `rows` rows belong to the sequence: behind a tensor's end it brings
+// zeros and writes nothing, but behind a document's end are rows of the next.
+template <bool kPacked>
+__device__ __forceinline__ bool is_whole_tile(int rows) {
+  return !kPacked || rows >= kTileRows;
+}
+
 // Begins to copy 64 rows of a tensor.
 template <int kHeadDim>
-__device__ __forceinline__ void copy_rows(std::uint32_t destination, const CUtensorMap& map, std::uint32_t barrier,
-                                          int row, int head, int batch) {
+__device__ __forceinline__ void copy_rows(std::uint32_t destination, const StreamSource& source, std::uint32_t barrier,
+                                          int row) {
 #pragma unroll
   for (int half = 0; half < kHeadDim / 64; ++half) {
-    copy_tile(destination + half * kTileColumnBytes, map, barrier, half * 64, row, head, batch);
+    copy_tile(destination + half * kTileColumnBytes, source.map, barrier, half * 64, row, source.head, source.batch);
   }
 }
 
-// Begins to write zeros to `row` .. `row` + 127 of a gradient.
+// The same of a tile that is not whole, by a whole warp.
 template <int kHeadDim>
-__device__ __forceinline__ void store_zeros(const StreamMemory<kHeadDim>& memory, const CUtensorMap& map, int row,
-                                            int rows, int head, int batch) {
+__device__ __forceinline__ void copy_last_rows(std::uint32_t destination, const StreamSource& source, int row,
+                                               int rows) {
+  const std::int64_t start = portable::row_offset(source.tensor, source.batch, source.head, row);
+  copy_document_rows<kHeadDim>(destination, static_cast<const std::uint16_t*>(source.tensor.data) + start,
+                               source.tensor.row_stride, rows);
+}
+
+// Begins to write zeros to the rows `row` .. `row` + 127 of a gradient that belong to the sequence, `rows` of them or
+// more than 127. `row` counts inside the tensor.
+template <int kHeadDim, bool kPacked>
+__device__ __forceinline__ void store_zeros(const StreamMemory<kHeadDim>& memory, const Tensor& gradient,
+                                            const CUtensorMap& map, int row, int rows, int head, std::int64_t batch) {
   const std::uint32_t zeros = shared_address(memory.tail.zeros);
+#pragma unroll 1
+  for (int end = row + min(rows, 2 * kTileRows); row < end; row += kTileRows) {
+    if (is_whole_tile<kPacked>(end - row)) {
 #pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    if (row + tile * kTileRows >= rows) break;
-#pragma unroll
-    for (int half = 0; half < kHeadDim / 64; ++half) {
-      store_tile(zeros, map, half * 64, row + tile * kTileRows, head, batch);
+      for (int half = 0; half < kHeadDim / 64; ++half) {
+        store_tile(zeros, map, half * 64, row, head, static_cast<int>(batch));
+      }
+      continue;
+    }
+#pragma unroll 1
+    for (int last = row; last < end; ++last) {
+      store_bytes(static_cast<std::uint16_t*>(gradient.data) + portable::row_offset(gradient, batch, head, last), zeros,
+                  kHeadDim * 2);
     }
   }
 }
@@ -163,7 +197,7 @@ __device__ __forceinline__ void for_empty_blocks(const portable::TaskList& list,
 
 // The producers' side of the two rings: four warps, each of which fills every fourth stage, because the factors of a
 // tile take longer to fetch than a tile takes to use. Every function is called by all lanes of all four warps.
-template <int kHeadDim>
+template <int kHeadDim, bool kPacked>
 struct StreamProducer {
   using Plan = StreamPlan<kHeadDim>;
   static_assert(Plan::kStages % kProducerWarps == 0);
@@ -200,10 +234,11 @@ struct StreamProducer {
     return claim.valid;
   }
 
-  // Hands the consumers a part with its resident rows, 128 of each of two tensors; `row_of(n)` tells of the n-th.
+  // Hands the consumers a part with its resident rows, 128 of each of two tensors, in which the sequence begins at
+  // `first_row`; `row_of(n)` tells of the n-th.
   template <class RowOf>
-  __device__ __forceinline__ void begin_part(const StreamPart& part, const CUtensorMap& first,
-                                             const CUtensorMap& second, RowOf row_of) {
+  __device__ __forceinline__ void begin_part(const StreamPart& part, const StreamSource& first,
+                                             const StreamSource& second, int first_row, RowOf row_of) {
     const int slot = residents.slot;
     const std::uint32_t phase = residents.phase;
     residents.advance();
@@ -216,14 +251,27 @@ struct StreamProducer {
     barrier_wait(shared_address(&memory.tail.resident_empty[slot]), phase);
 #pragma unroll
     for (int n = 0; n < 2 * kTileRows / 32; ++n) memory.tail.resident[slot][lane + 32 * n] = rows[n];
+    const int row = 2 * part.block * kTileRows;
+    const int whole = is_whole_tile<kPacked>(part.rows - row) + is_whole_tile<kPacked>(part.rows - row - kTileRows);
+    if (whole < 2) {
+#pragma unroll 1
+      for (int tile = whole; tile < 2; ++tile) {
+        const int first_of_tile = row + tile * kTileRows;
+        copy_last_rows<kHeadDim>(memory.resident(slot, 0, tile), first, first_row + first_of_tile,
+                                 part.rows - first_of_tile);
+        copy_last_rows<kHeadDim>(memory.resident(slot, 1, tile), second, first_row + first_of_tile,
+                                 part.rows - first_of_tile);
+      }
+      finish_document_rows();
+    }
     __syncwarp();
     if (!leads()) return;
     memory.tail.part[slot] = part;
-    barrier_arrive_expect(full, Plan::kResidentBytes);
-    for (int tile = 0; tile < 2; ++tile) {
-      const int row = (2 * part.block + tile) * kTileRows;
-      copy_rows<kHeadDim>(memory.resident(slot, 0, tile), first, full, row, part.head, part.sequence);
-      copy_rows<kHeadDim>(memory.resident(slot, 1, tile), second, full, row, part.head, part.sequence);
+    barrier_arrive_expect(full, whole * 2 * Plan::kTileBytes);
+#pragma unroll(kPacked ? 1 : 2)
+    for (int tile = 0; tile < whole; ++tile) {
+      copy_rows<kHeadDim>(memory.resident(slot, 0, tile), first, full, first_row + row + tile * kTileRows);
+      copy_rows<kHeadDim>(memory.resident(slot, 1, tile), second, full, first_row + row + tile * kTileRows);
     }
   }
 
@@ -248,17 +296,28 @@ struct StreamProducer {
     return stages.slot;
   }
 
-  __device__ __forceinline__ void stream(const StreamTile& tile, const CUtensorMap& first, int first_head,
-                                         const CUtensorMap& second, int second_head, int batch) {
+  // The tile begins at `row` of the two tensors; `rows` of its rows, or more, belong to the sequence.
+  __device__ __forceinline__ void stream(const StreamTile& tile, const StreamSource& first, const StreamSource& second,
+                                         int row, int rows) {
     const int slot = stages.slot;
     stages.advance();
+    const bool whole = is_whole_tile<kPacked>(rows);
+    if (!whole) {
+      copy_last_rows<kHeadDim>(memory.stage(slot, 0), first, row, rows);
+      copy_last_rows<kHeadDim>(memory.stage(slot, 1), second, row, rows);
+      finish_document_rows();
+    }
     __syncwarp();
     if (!leads()) return;
     const std::uint32_t full = shared_address(&memory.tail.full[slot]);
     memory.tail.tile[slot] = tile;
+    if (!whole) {
+      barrier_arrive(full);
+      return;
+    }
     barrier_arrive_expect(full, Plan::kStageBytes);
-    copy_rows<kHeadDim>(memory.stage(slot, 0), first, full, tile.first, first_head, batch);
-    copy_rows<kHeadDim>(memory.stage(slot, 1), second, full, tile.first, second_head, batch);
+    copy_rows<kHeadDim>(memory.stage(slot, 0), first, full, row);
+    copy_rows<kHeadDim>(memory.stage(slot, 1), second, full, row);
   }
 
   __device__ __forceinline__ void end_part() {
