@@ -20,6 +20,7 @@
 
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/dense_producer.cuh"
+#include "attention/cuda/sm90/document_tile.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/slice_words.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
@@ -27,7 +28,7 @@
 namespace tda::cuda::sm90 {
 
 // What a consumer thread knows, and the stages of its work. A set is the scores of one part and view.
-template <typename Element, bool kSquare, typename Plan>
+template <typename Element, bool kSquare, typename Plan, bool kPacked>
 class StepConsumer {
  public:
   __device__ __forceinline__ StepConsumer(const ForwardArguments& arguments, StepTail& shared_tail,
@@ -39,7 +40,7 @@ class StepConsumer {
     for (; next_job(); ++use) {
       read_queries();
       // Steps of this warpgroup; the job's may be more.
-      const int steps = visible_steps(a, first_row, kParts * kRowTile);
+      const int steps = visible_steps(job.sequence, first_row, kParts * kRowTile);
       if (steps > 0) first_step(steps);
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
@@ -48,8 +49,8 @@ class StepConsumer {
       }
 #pragma unroll 1
       for (int step = 1; step < steps; ++step) middle_step(step, steps);
-      if (steps > 0) last_step();
-      const int job_steps = visible_steps(a, first_row - warpgroup * kParts * kRowTile, Plan::kRows);
+      if (steps > 0) last_step(steps);
+      const int job_steps = visible_steps(job.sequence, first_row - warpgroup * kParts * kRowTile, Plan::kRows);
       for (int turn = turns_of(steps); turn < turns_of(job_steps); ++turn) {  // of the other warpgroups alone
         wait_for_slot();
         __syncwarp();  // a lane left behind would find the slot filled twice
@@ -76,7 +77,12 @@ class StepConsumer {
     barrier_wait(shared_address(&tail.query_full[query_slot()]), use / Plan::kQuerySlots & 1);
     const int job_of_all = uniform(tail.job[query_slot()]);
     if (job_of_all < 0) return false;
-    job = step_job<Plan>(a, job_of_all);
+    job = step_job<Plan, kPacked>(a, job_of_all);
+    if constexpr (kPacked) {  // read from memory, and the same in all lanes
+      job.sequence.queries = uniform(job.sequence.queries);
+      job.sequence.keys = uniform(job.sequence.keys);
+      job.first_row = uniform(job.first_row);
+    }
     first_row = job.first_row + warpgroup * kParts * kRowTile;
     return true;
   }
@@ -97,7 +103,8 @@ class StepConsumer {
   }
 
   __device__ __forceinline__ ListPlace list_of(int set) const {
-    return list_place(a, view_of(set), job.batch, job.head, first_row + part_of(set) * kRowTile + row_in_tile);
+    return list_place(a, view_of(set), job.sequence.batch(), job.head,
+                      first_row + part_of(set) * kRowTile + row_in_tile);
   }
 
   // What the consumers keep in shared memory of row g + 8 h of a part: the norm until the end of the job, and the rest
@@ -122,8 +129,8 @@ class StepConsumer {
         load_matrices(address[k], q[set][k]);
       }
       const int row = first_row + part_of(set) * kRowTile + row_in_tile;
-      lists[set].begin(a);
-      rows[set] = prepare_queries<Element, kHeadDim>(a, a.beta[job.head], row, q[set]);
+      if constexpr (!kPacked) lists[set].begin(a);
+      rows[set] = prepare_queries<Element, kHeadDim, kPacked>(a, job.sequence, a.beta[job.head], row, q[set]);
       if constexpr (Plan::kQueriesShared) {
 #pragma unroll
         for (int k = 0; k < kChunks; ++k) store_matrices(address[k], q[set][k]);
@@ -236,9 +243,9 @@ class StepConsumer {
       for (int h = 0; h < 2; ++h) rows[set].threshold[h] = kept(kThreshold + set, 0, h);
     }
     subtract_threshold(t[set], scales + (ring.slot * kViews + view_of(set)) * Plan::kScaleBytes, rows[set]);
-    const int position = a.position_offset + first_row + part_of(set) * kRowTile;
+    const int position = job.sequence.offset() + first_row + part_of(set) * kRowTile;
     if (step * kBlockKeys + kBlockKeys - 1 > position) {
-      hide_future(t[set], position + row_in_tile - step * kBlockKeys);
+      hide_future(job.sequence, t[set], position + row_in_tile, step * kBlockKeys);
     }
     if (records()) record(set, step);
     if constexpr (kViews == 1) {
@@ -267,9 +274,8 @@ class StepConsumer {
     auto& exchange = reinterpret_cast<typename SliceWords<kSets>::Exchange*>(tail.slices)[warpgroup];
     index.finish_block(step, last, exchange, 1 + warpgroup, [&](int set) -> std::uint32_t* {
       const int tile = first_row / kRowTile + part_of(set);
-      if (tile >= a.row_tiles) return nullptr;
-      return a.index + a.index_layout.word_offset(view_of(set), job.head,
-                                                  static_cast<std::int64_t>(job.batch) * a.row_tiles + tile);
+      if (tile * kRowTile >= job.sequence.query_length()) return nullptr;
+      return a.index + a.index_layout.word_offset(view_of(set), job.head, job.sequence.first_row_tile() + tile);
     });
   }
 
@@ -311,8 +317,13 @@ class StepConsumer {
     round();
   }
 
-  __device__ __forceinline__ void last_step() {
+  __device__ __forceinline__ void last_step(int steps) {
     wait_for_slot();
+    if (kPacked && steps * kBlockKeys > job.sequence.key_length()) {
+      clear_last_rows<kHeadDim>(slots + ring.slot * Plan::kSlotBytes + kViews * Plan::kTileBytes,
+                                job.sequence.key_length() - (steps - 1) * kBlockKeys);
+      named_barrier_sync(1 + warpgroup, 128);
+    }
     hold_all();
     wgmma_fence();
     issue_product();
@@ -329,7 +340,7 @@ class StepConsumer {
       QueryRows scaled{};
 #pragma unroll
       for (int h = 0; h < 2; ++h) scaled.norm[h] = kept(kNorm, part, h);
-      store_output<Element, kHeadDim>(a, job.batch, job.head, tile_row + warp * 16, output[part], scaled);
+      store_output<Element, kHeadDim>(a, job.sequence, job.head, tile_row + warp * 16, output[part], scaled);
       if (a.survivors == nullptr) continue;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -337,8 +348,8 @@ class StepConsumer {
         count += __shfl_xor_sync(0xffffffffu, count, 1);
         count += __shfl_xor_sync(0xffffffffu, count, 2);
         const int row = tile_row + row_in_tile + 8 * h;
-        if ((lane & 3) == 0 && row < a.query_length) {
-          a.survivors[(static_cast<std::int64_t>(job.batch) * a.query_heads + job.head) * a.query_length + row] = count;
+        if ((lane & 3) == 0 && row < job.sequence.query_length()) {
+          a.survivors[flat_row(a, job.sequence, job.head) + row] = count;
         }
       }
     }
@@ -355,7 +366,7 @@ class StepConsumer {
   const int row_in_tile = warp * 16 + (lane >> 2);  // of row g
   unsigned use = 0;                                 // jobs so far
   SlotRing<Plan::kSlots> ring{0};
-  StepJob job;
+  StepJob<kPacked> job;
   int first_row;  // of this warpgroup
 
   std::uint32_t q[kSets][kChunks][4];
@@ -369,7 +380,7 @@ class StepConsumer {
   ListWriter lists[kSets];
 };
 
-template <typename Element, bool kSquare, typename Plan>
+template <typename Element, bool kSquare, typename Plan, bool kPacked>
 __global__ void __launch_bounds__(Plan::kThreads, 1) dense(const __grid_constant__ ForwardArguments a) {
   extern __shared__ std::uint8_t shared[];
   const std::uint32_t queries = uniform(aligned_shared_address(shared));
@@ -393,10 +404,10 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) dense(const __grid_constant
   begin_kernel(KernelOrder::kAfterPrevious);
   if (threadIdx.x >= Plan::kConsumers) {
     shrink_registers<Plan::kProducerRegisters>();
-    if (threadIdx.x == Plan::kConsumers) step_producer<Plan>(a, queries, slots, scales, tail);
+    if (threadIdx.x == Plan::kConsumers) step_producer<Plan, kPacked>(a, queries, slots, scales, tail);
   } else {
     grow_registers<Plan::kConsumerRegisters>();
-    StepConsumer<Element, kSquare, Plan>(a, tail, queries, slots, scales).run();
+    StepConsumer<Element, kSquare, Plan, kPacked>(a, tail, queries, slots, scales).run();
   }
 }
 

@@ -5,7 +5,7 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
-#include "attention/cuda/sm90/forward_arguments.h"
+#include "attention/cuda/sm90/sequence.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -54,31 +54,30 @@ struct StepTail {
 
 static_assert(sizeof(StepTail) <= 2560);
 
+template <bool kPacked>
 struct StepJob {
-  int batch, head, first_row;
+  Sequence<kPacked> sequence;
+  int head, first_row;
 };
 
 // Steps that `rows` rows from `first_row` see; 0 behind the end.
-__device__ __forceinline__ int visible_steps(const ForwardArguments& a, int first_row, int rows) {
-  if (first_row >= a.query_length) return 0;
-  return (a.position_offset + min(first_row + rows, a.query_length) - 1) / kBlockKeys + 1;
+template <bool kPacked>
+__device__ __forceinline__ int visible_steps(const Sequence<kPacked>& s, int first_row, int rows) {
+  if (first_row >= s.query_length()) return 0;
+  return (s.offset() + min(first_row + rows, s.query_length()) - 1) / kBlockKeys + 1;
 }
 
 // Slots that `steps` steps take: the last holds values alone.
 __device__ __forceinline__ int turns_of(int steps) { return steps > 0 ? steps + 1 : 0; }
 
-template <typename Plan>
-__device__ __forceinline__ StepJob step_job(const ForwardArguments& a, int job_of_all) {
+template <typename Plan, bool kPacked>
+__device__ __forceinline__ StepJob<kPacked> step_job(const ForwardArguments& a, int job_of_all) {
   const int block = job_of_all / Plan::kJobsPerBlock;
-  const int head_of_all = block / a.row_blocks;
-  StepJob job;
-  job.batch = head_of_all / a.query_heads;
-  job.head = head_of_all % a.query_heads;
-  job.first_row = block % a.row_blocks * kScreenRows + job_of_all % Plan::kJobsPerBlock * Plan::kRows;
-  return job;
+  const RowBlock<kPacked> rows = row_block<kPacked>(a, block / a.row_blocks, block % a.row_blocks);
+  return {rows.sequence, rows.head, rows.block * kScreenRows + job_of_all % Plan::kJobsPerBlock * Plan::kRows};
 }
 
-template <typename Plan>
+template <typename Plan, bool kPacked>
 __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
                                               std::uint32_t scales, StepTail& tail) {
   const int jobs = a.counters->dense_jobs * Plan::kJobsPerBlock;
@@ -104,15 +103,16 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
     const int part_of_block = Plan::kJobsPerBlock - 1 - claimed % Plan::kJobsPerBlock;
     const int job_of_all = a.dense_list[claimed / Plan::kJobsPerBlock] * Plan::kJobsPerBlock + part_of_block;
     tail.job[query_ring.slot] = job_of_all;
-    const StepJob job = step_job<Plan>(a, job_of_all);
-    const int steps = visible_steps(a, job.first_row, Plan::kRows);
+    const StepJob<kPacked> job = step_job<Plan, kPacked>(a, job_of_all);
+    const Sequence<kPacked>& s = job.sequence;
+    const int steps = visible_steps(s, job.first_row, Plan::kRows);
     const int key_head = job.head / a.heads_per_key;
     barrier_arrive_expect(query_full, Plan::kQueryBytes);
 #pragma unroll
     for (int view = 0; view < Plan::kViews; ++view) {
       for (int tile = 0; tile < Plan::kQueryTiles; ++tile) {
         copy(queries + query_ring.slot * Plan::kQueryBytes + (view * Plan::kQueryTiles + tile) * Plan::kTileBytes,
-             a.query[view], query_full, job.first_row + tile * kRowTile, job.head, job.batch);
+             a.query[view], query_full, s.first_query() + job.first_row + tile * kRowTile, job.head, s.batch());
       }
     }
     for (int step = 0; step < turns_of(steps); ++step) {
@@ -123,16 +123,16 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
       const int key_bytes = step < steps ? Plan::kViews * (Plan::kTileBytes + Plan::kScaleBytes) : 0;
       barrier_arrive_expect(full, value_bytes + key_bytes);
       if (step > 0) {
-        copy(tiles + Plan::kViews * Plan::kTileBytes, a.value, full, (step - 1) * kBlockKeys, key_head, job.batch);
+        copy(tiles + Plan::kViews * Plan::kTileBytes, a.value, full, s.first_key() + (step - 1) * kBlockKeys, key_head,
+             s.batch());
       }
       if (step < steps) {
 #pragma unroll
         for (int view = 0; view < Plan::kViews; ++view) {
-          const std::int64_t head_of_all = (view * a.batch + job.batch) * a.key_heads + key_head;
-          copy(tiles + view * Plan::kTileBytes, a.key[view], full, step * kBlockKeys, key_head, job.batch);
+          copy(tiles + view * Plan::kTileBytes, a.key[view], full, s.first_key() + step * kBlockKeys, key_head,
+               s.batch());
           copy_bytes(scales + (ring.slot * Plan::kViews + view) * Plan::kScaleBytes,
-                     a.key_scale + head_of_all * a.key_tiles * kScreenKeys + step * kBlockKeys, Plan::kScaleBytes,
-                     full);
+                     key_scales(a, view, s, key_head) + step * kBlockKeys, Plan::kScaleBytes, full);
         }
       }
       ring.advance();

@@ -27,6 +27,23 @@ __device__ __forceinline__ void copy_document_rows(std::uint32_t destination, co
   }
 }
 
+// Instead: zeros behind the first `rows` rows of a tile that the engine brought, by a whole warpgroup. Between this and
+// products there must be a barrier.
+template <int kHeadDim>
+__device__ __forceinline__ void clear_last_rows(std::uint32_t tile, int rows) {
+#pragma unroll
+  for (int block = 0; block < kHeadDim / 64; ++block) {
+#pragma unroll 1
+    for (int byte = rows * 128 + static_cast<int>(threadIdx.x & 127) * 16; byte < kDocumentTileRows * 128;
+         byte += 128 * 16) {
+      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(tile + block * kDocumentTileRows * 128 + byte),
+                   "r"(0)
+                   : "memory");
+    }
+  }
+  fence_shared_for_copies();
+}
+
 // Waits for this warp's copies and orders them before products and later copies of the engine.
 __device__ __forceinline__ void finish_document_rows() {
   commit_copies();

@@ -8,6 +8,7 @@
 
 #include "attention/cuda/common/wgmma.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
+#include "attention/cuda/sm90/sequence.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -18,10 +19,17 @@ struct QueryRows {
 };
 
 // Scales the warp's fragments by the rows' powers of two and returns what the scores need. `row` is that of row g; rows
-// behind the end get a threshold that nothing reaches.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, float beta, int row,
-                                                     std::uint32_t (&q)[kHeadDim / 16][4]) {
+// behind the end get a threshold that nothing reaches. In packed documents they may hold anything, and become zero.
+template <typename Element, int kHeadDim, bool kPacked>
+__device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, const Sequence<kPacked>& s, float beta,
+                                                     int row, std::uint32_t (&q)[kHeadDim / 16][4]) {
+  if constexpr (kPacked) {
+#pragma unroll
+    for (int k = 0; k < kHeadDim / 16; ++k) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) q[k][r] = row + 8 * (r & 1) < s.query_length() ? q[k][r] : 0u;
+    }
+  }
   float square[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -36,10 +44,10 @@ __device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, 
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float norm = a.normalize ? norm_from_square(quad_sum(square[h])) : 1.0f;
-    const float tau = threshold_at<kHeadDim>(beta, a.position_offset + row + 8 * h, a.kappa);
+    const float tau = threshold_at<kHeadDim>(beta, s.offset() + row + 8 * h, a.kappa);
     scale[h] = a.normalize ? query_scale(norm, tau, a.power) : 1.0f;
     rows.norm[h] = norm * scale[h];
-    rows.threshold[h] = row + 8 * h < a.query_length ? tau * rows.norm[h] : 1e30f;
+    rows.threshold[h] = row + 8 * h < s.query_length() ? tau * rows.norm[h] : 1e30f;
   }
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -82,13 +90,20 @@ __device__ __forceinline__ void subtract_threshold(float (&scores)[kSize], std::
   subtract_threshold(scores, pairs, rows);
 }
 
-// Hides keys behind `limit` for row g and `limit` + 8 for row g + 8, counted from the first column.
-template <int kSize>
-__device__ __forceinline__ void hide_future(float (&scores)[kSize], int limit) {
+// Hides keys that rows g and g + 8 do not see; `position` is that of row g. Behind a document's end are keys of the
+// next, which rows that do not exist would see.
+template <bool kPacked, int kSize>
+__device__ __forceinline__ void hide_future(const Sequence<kPacked>& s, float (&scores)[kSize], int position,
+                                            int first_key) {
   const int column = static_cast<int>(threadIdx.x & 3) * 2;
+  int limit[2] = {position - first_key, position - first_key + 8};
+  if constexpr (kPacked) {
+#pragma unroll
+    for (int& last : limit) last = min(last, s.key_length() - 1 - first_key);
+  }
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
-    if ((i >> 2) * 8 + column + (i & 1) > limit + ((i >> 1) & 1) * 8) scores[i] = -1.0f;
+    if ((i >> 2) * 8 + column + (i & 1) > limit[(i >> 1) & 1]) scores[i] = -1.0f;
   }
 }
 
@@ -154,33 +169,34 @@ __device__ __forceinline__ void view_ratio(const ForwardArguments& a, int head, 
 }
 
 // Adds up what the lanes of a quad counted for rows `row` and `row` + 8, and stores it.
-__device__ __forceinline__ void store_survivors(const ForwardArguments& a, int head_of_all, int row,
-                                                const int (&survivors)[2]) {
+template <bool kPacked>
+__device__ __forceinline__ void store_survivors(const ForwardArguments& a, const Sequence<kPacked>& s, int head,
+                                                int row, const int (&survivors)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     int count = survivors[h];
     count += __shfl_xor_sync(0xffffffffu, count, 1);
     count += __shfl_xor_sync(0xffffffffu, count, 2);
-    if ((threadIdx.x & 3) == 0 && row + 8 * h < a.query_length) {
-      a.survivors[static_cast<std::int64_t>(head_of_all) * a.query_length + row + 8 * h] = count;
+    if ((threadIdx.x & 3) == 0 && row + 8 * h < s.query_length()) {
+      a.survivors[flat_row(a, s, head) + row + 8 * h] = count;
     }
   }
 }
 
 // One output row from first principles, by one warp: for rows whose fast result is not finite, because a value that is
 // not finite meets weights that are exactly zero. A pair below the threshold contributes nothing, whatever v holds.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void repair_row(const ForwardArguments& a, int batch, int head, int row) {
+template <typename Element, int kHeadDim, bool kPacked>
+__device__ __forceinline__ void repair_row(const ForwardArguments& a, const Sequence<kPacked>& s, int head, int row) {
   constexpr int kPart = kHeadDim / 32;
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int key_head = head / a.heads_per_key;
-  const int position = a.position_offset + row;
+  const int position = s.offset() + row;
   const float tau = threshold_at<kHeadDim>(a.beta[head], position, a.kappa);
   float query[2][kPart];
   float norm[2] = {1.0f, 1.0f};
   for (int view = 0; view < a.views; ++view) {
-    const auto* q = static_cast<const Element*>(a.q[view].data) + batch * a.q[view].batch_stride +
-                    head * a.q[view].head_stride + row * a.q[view].row_stride;
+    const auto* q = static_cast<const Element*>(a.q[view].data) + s.batch() * a.q[view].batch_stride +
+                    head * a.q[view].head_stride + (s.first_query() + row) * a.q[view].row_stride;
     float square = 0.0f;
 #pragma unroll
     for (int d = 0; d < kPart; ++d) {
@@ -197,56 +213,56 @@ __device__ __forceinline__ void repair_row(const ForwardArguments& a, int batch,
     float weight[2] = {0.0f, 0.0f};
 #pragma unroll 1
     for (int view = 0; view < a.views; ++view) {
-      const auto* k = static_cast<const Element*>(a.k[view].data) + batch * a.k[view].batch_stride +
-                      key_head * a.k[view].head_stride + key * a.k[view].row_stride;
+      const auto* k = static_cast<const Element*>(a.k[view].data) + s.batch() * a.k[view].batch_stride +
+                      key_head * a.k[view].head_stride + (s.first_key() + key) * a.k[view].row_stride;
       float dot = 0.0f;
 #pragma unroll
       for (int d = 0; d < kPart; ++d) dot += query[view][d] * static_cast<float>(k[lane * kPart + d]);
 #pragma unroll
       for (int offset = 16; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-      const float scale = a.key_scale[static_cast<std::int64_t>((view * a.batch + batch) * a.key_heads + key_head) *
-                                          a.key_tiles * kScreenKeys +
-                                      key];
+      const float scale = key_scales(a, view, s, key_head)[key];
       weight[view] = rectified_power(dot * scale / norm[view] - tau, a.power);
     }
     if (weight[0] == 0.0f && weight[1] == 0.0f) continue;
     const float lambda = a.views == 2 ? fminf(fmaxf(a.lambda[head], 0.0f), 1.0f) : 0.0f;
     const float combined = a.views == 2 ? weight[0] - lambda * weight[1] : weight[0];
-    const auto* v = static_cast<const Element*>(a.v.data) + batch * a.v.batch_stride + key_head * a.v.head_stride +
-                    key * a.v.row_stride;
+    const auto* v = static_cast<const Element*>(a.v.data) + s.batch() * a.v.batch_stride + key_head * a.v.head_stride +
+                    (s.first_key() + key) * a.v.row_stride;
 #pragma unroll
     for (int d = 0; d < kPart; ++d) sum[d] += combined * static_cast<float>(v[lane * kPart + d]);
   }
-  auto* output = static_cast<Element*>(a.output) + batch * a.output_batch_stride + head * a.output_head_stride +
-                 row * a.output_row_stride;
+  auto* output = static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride + head * a.output_head_stride +
+                 (s.first_query() + row) * a.output_row_stride;
 #pragma unroll
   for (int d = 0; d < kPart; ++d) output[lane * kPart + d] = static_cast<Element>(sum[d]);
 }
 
 // Computes again the rows whose lanes are set in `bad`, for rows g and g + 8 of a warp's 16.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void repair_rows(const ForwardArguments& a, int batch, int head, int first_row,
-                                            const unsigned (&bad)[2]) {
+template <typename Element, int kHeadDim, bool kPacked>
+__device__ __forceinline__ void repair_rows(const ForwardArguments& a, const Sequence<kPacked>& s, int head,
+                                            int first_row, const unsigned (&bad)[2]) {
   if ((bad[0] | bad[1]) == 0) return;
   __syncwarp();
   for (int h = 0; h < 2; ++h) {
     for (int g = 0; g < 8; ++g) {
-      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim>(a, batch, head, first_row + g + 8 * h);
+      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim>(a, s, head, first_row + g + 8 * h);
     }
   }
 }
 
 // Scales and stores a warp's 16 output rows; rows that are not finite are computed again.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void store_output(const ForwardArguments& a, int batch, int head, int first_row,
-                                             const float (&output)[kHeadDim / 2], const QueryRows& rows) {
+template <typename Element, int kHeadDim, bool kPacked>
+__device__ __forceinline__ void store_output(const ForwardArguments& a, const Sequence<kPacked>& s, int head,
+                                             int first_row, const float (&output)[kHeadDim / 2],
+                                             const QueryRows& rows) {
   const int lane = static_cast<int>(threadIdx.x & 31);
-  auto* base = static_cast<Element*>(a.output) + batch * a.output_batch_stride + head * a.output_head_stride;
+  auto* base = static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride + head * a.output_head_stride +
+               s.first_query() * a.output_row_stride;
   unsigned bad[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int row = first_row + (lane >> 2) + 8 * h;
-    const bool inside = row < a.query_length;
+    const bool inside = row < s.query_length();
     const float scale = inverse_power(rows.norm[h], a.power);
     float check = 0.0f;  // 0 x = 0 exactly when x is finite
 #pragma unroll
@@ -254,7 +270,7 @@ __device__ __forceinline__ void store_output(const ForwardArguments& a, int batc
     bad[h] = __ballot_sync(0xffffffffu, inside && !(check == 0.0f));
     store_row<Element>(base + row * a.output_row_stride, output, h, scale, lane & 3, inside);
   }
-  repair_rows<Element, kHeadDim>(a, batch, head, first_row, bad);
+  repair_rows<Element, kHeadDim>(a, s, head, first_row, bad);
 }
 
 }  // namespace tda::cuda::sm90

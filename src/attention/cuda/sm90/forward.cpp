@@ -21,31 +21,52 @@ constexpr std::int64_t kCacheBytesOfKeys = 16 << 20;  // 8-bit keys of the heads
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Below, what the lists cost the screen is more than they save (docs/experiments).
-bool has_candidate_lists(const AttentionShape& shape) { return shape.key_length >= kListedKeys; }
+bool has_candidate_lists(const AttentionShape& shape, const PackedDocuments* documents) {
+  return documents == nullptr && shape.key_length >= kListedKeys;
+}
 
-bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options,
-                        const PackedDocuments* documents) {
+bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options) {
   const bool type = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
   // Without normalization fp16 weights have no bound that a row knows of.
   const bool bounded = options.normalize || options.data_type == DataType::kBFloat16;
-  return documents == nullptr && type && bounded && (shape.head_dim == 64 || shape.head_dim == 128) &&
-         shape.value_dim == shape.head_dim && shape.batch > 0 && shape.query_length > 0;
+  return type && bounded && (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim &&
+         shape.batch > 0 && shape.query_length > 0;
 }
 
 // Scratch memory as offsets from the workspace; also the derived sizes.
 struct Workspace {
-  std::int64_t key_tiles, row_tiles, row_blocks, flag_words;
-  std::int64_t counters, keys8, key_scale, key_tile, flags, sparse_list, dense_list;
+  std::int64_t key_tiles, row_tiles, row_blocks, key_rows, scale_pitch, flag_words;
+  std::int64_t counters, row_slots, key_slots, block_list, keys8, key_scale, key_tile, flags, sparse_list, dense_list;
   std::int64_t strip_keys, listed_list, bytes;
 };
 
-Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& options) {
+// Of one batch element, or of all packed documents: then upper bounds that need no offset (DocumentSlot).
+void set_row_counts(const AttentionShape& shape, const PackedDocuments* documents, Workspace& w) {
+  if (documents == nullptr) {
+    w.key_tiles = ceil_div(shape.key_length, kScreenKeys);
+    w.row_tiles = ceil_div(shape.query_length, kRowTile);
+    w.row_blocks = ceil_div(shape.query_length, kScreenRows);
+    w.key_rows = w.key_tiles * kScreenKeys;
+    w.scale_pitch = w.key_rows;
+    w.flag_words = ceil_div(shape.key_length, kBlockKeys * kBlocksPerWord);
+    return;
+  }
+  w.key_tiles = shape.key_length / kScreenKeys + documents->count;
+  w.row_blocks = shape.query_length / kScreenRows + documents->count;
+  w.row_tiles = w.row_blocks * kTilesPerBlock;
+  w.key_rows = shape.key_length;
+  // The last block of keys is read whole.
+  w.scale_pitch =
+      ceil_div(shape.key_length + kScaleAlignment * documents->count + kBlockKeys, kScaleAlignment) * kScaleAlignment;
+  w.flag_words = ceil_div(documents->longest_key, kBlockKeys * kBlocksPerWord);
+}
+
+Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& options,
+                         const PackedDocuments* documents) {
   Workspace w{};
-  w.key_tiles = ceil_div(shape.key_length, kScreenKeys);
-  w.row_tiles = ceil_div(shape.query_length, kRowTile);
-  w.row_blocks = ceil_div(shape.query_length, kScreenRows);
-  w.flag_words = ceil_div(shape.key_length, kBlockKeys * kBlocksPerWord);
-  const std::int64_t key_tiles_of_all = options.views * shape.batch * shape.key_heads * w.key_tiles;
+  set_row_counts(shape, documents, w);
+  const std::int64_t key_heads_of_all = options.views * shape.batch * shape.key_heads;
+  const std::int64_t key_tiles_of_all = key_heads_of_all * w.key_tiles;
   const std::int64_t query_heads_of_all = shape.batch * shape.query_heads;
   std::int64_t end = 0;
   const auto take = [&](std::int64_t bytes) {
@@ -54,14 +75,19 @@ Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& op
     return begin;
   };
   w.counters = take(sizeof(Counters));
-  w.keys8 = take(key_tiles_of_all * kScreenKeys * shape.head_dim);
-  w.key_scale = take(key_tiles_of_all * kScreenKeys * static_cast<std::int64_t>(sizeof(float)));
+  if (documents != nullptr) {
+    w.row_slots = take(w.row_blocks * static_cast<std::int64_t>(sizeof(DocumentSlot)));
+    w.key_slots = take(w.key_tiles * static_cast<std::int64_t>(sizeof(DocumentSlot)));
+    w.block_list = take(kBlockBuckets * w.row_blocks * 4);
+  }
+  w.keys8 = take(key_heads_of_all * w.key_rows * shape.head_dim);
+  w.key_scale = take(key_heads_of_all * w.scale_pitch * static_cast<std::int64_t>(sizeof(float)));
   w.key_tile = take(key_tiles_of_all * static_cast<std::int64_t>(sizeof(KeyTile)));
   w.flags = take(options.views * query_heads_of_all * w.row_blocks * kStripsPerBlock * w.flag_words * 4);
   w.sparse_list = take(kBuckets * query_heads_of_all * w.row_blocks * kTilesPerBlock * 4);
   w.dense_list = take(query_heads_of_all * w.row_blocks * 4);
   const std::int64_t strips = query_heads_of_all * w.row_blocks * kStripsPerBlock;
-  if (has_candidate_lists(shape)) {
+  if (has_candidate_lists(shape, documents)) {
     w.strip_keys = take(options.views * strips * kStripKeys * (has_narrow_lists(shape.key_length) ? 2 : 4));
     w.listed_list = take(kListBuckets * strips * static_cast<std::int64_t>(sizeof(ListedJob)));
   }
@@ -90,6 +116,12 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.row_blocks = static_cast<int>(w.row_blocks);
   a.row_tiles = static_cast<int>(w.row_tiles);
   a.key_tiles = static_cast<int>(w.key_tiles);
+  a.key_rows = static_cast<int>(w.key_rows);
+  a.scale_pitch = static_cast<int>(w.scale_pitch);
+  const PackedDocuments* const documents = call.documents;
+  const std::int64_t queries = documents ? documents->longest_query : shape.query_length;
+  const std::int64_t keys = documents ? documents->longest_key : shape.key_length;
+  a.mean_keys = static_cast<int>(keys - queries + (queries + 1) / 2);
   a.flag_words = static_cast<int>(w.flag_words);
   const std::int64_t keys_of_head = w.key_tiles * kScreenKeys * shape.head_dim * a.views;
   a.heads_per_wave = static_cast<int>(std::clamp<std::int64_t>(
@@ -100,7 +132,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.screening = call.choice.screening != Screening::kNever && !is_switched_off("TDA_SM90_SCREEN");
   a.choose_heads = a.screening && call.choice.screening == Screening::kAutomatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
-  a.listing = a.screening && has_candidate_lists(shape) && !is_switched_off("TDA_SM90_LISTED");
+  a.listing = a.screening && has_candidate_lists(shape, documents) && !is_switched_off("TDA_SM90_LISTED");
 }
 
 void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {
@@ -117,13 +149,21 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.output_row_stride = call.outputs.output.row_stride;
   a.survivors = call.outputs.survivors;
   a.index = static_cast<std::uint32_t*>(call.outputs.survivor_index);
-  a.index_layout = survivor_index_layout(call.shape, nullptr);
-  a.lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, nullptr);
+  a.index_layout = survivor_index_layout(call.shape, call.documents);
+  a.lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, call.documents);
   a.lists_wanted = !is_switched_off("TDA_SM90_LISTS");
   a.list_heads = a.lists.totals ? a.views * a.batch * a.query_heads : 0;
   auto* base = static_cast<std::uint8_t*>(call.workspace);
   a.counters = reinterpret_cast<Counters*>(base + w.counters);
   a.screening_counters = call.choice.screening_counters;
+  if (call.documents != nullptr) {
+    a.query_offsets = call.documents->query_offsets;
+    a.key_offsets = call.documents->key_offsets;
+    a.documents = static_cast<int>(call.documents->count);
+    a.row_slots = reinterpret_cast<DocumentSlot*>(base + w.row_slots);
+    a.key_slots = reinterpret_cast<DocumentSlot*>(base + w.key_slots);
+    a.block_list = reinterpret_cast<int*>(base + w.block_list);
+  }
   a.keys8 = reinterpret_cast<std::int8_t*>(base + w.keys8);
   a.key_scale = reinterpret_cast<float*>(base + w.key_scale);
   a.key_tile = reinterpret_cast<KeyTile*>(base + w.key_tile);
@@ -148,29 +188,35 @@ Status set_tensor_maps(const ForwardCall& call, ForwardArguments& a) {
   }
   Status status = make_tensor_map(tile_source(call.inputs.v, shape, shape.key_length, shape.key_heads), "v", a.value);
   if (!status.ok()) return status;
-  const std::int64_t padded = std::int64_t{a.key_tiles} * kScreenKeys;
   const TileSource keys8{.data = a.keys8,
                          .element_bytes = 1,
                          .elements = shape.head_dim,
-                         .rows = padded,
+                         .rows = a.key_rows,
                          .heads = a.views * shape.batch * shape.key_heads,
                          .batch = 1,
                          .row_stride = shape.head_dim,
-                         .head_stride = padded * shape.head_dim,
+                         .head_stride = a.key_rows * shape.head_dim,
                          .batch_stride = 0,
                          .box_elements = static_cast<int>(shape.head_dim),
                          .box_rows = kScreenKeys};
   return make_tensor_map(keys8, "workspace", a.key8);
 }
 
+template <typename Element, int kHeadDim>
+Status launch(const ForwardArguments& a, bool packed, int processors, cudaStream_t stream) {
+  return packed ? launch_forward<Element, kHeadDim, true>(a, processors, stream)
+                : launch_forward<Element, kHeadDim, false>(a, processors, stream);
+}
+
 }  // namespace
 
 bool forward_supports(const ForwardCall& call, int compute_capability) {
   const AttentionShape& shape = call.shape;
-  if (compute_capability != 90 || !is_supported_shape(shape, call.options, call.documents)) return false;
+  if (compute_capability != 90 || !is_supported_shape(shape, call.options)) return false;
   constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
-  const Workspace w = plan_workspace(shape, call.options);
-  if (shape.key_length > kLargest / 2 || shape.batch * shape.query_heads * w.row_tiles > kLargest / 8 ||
+  const Workspace w = plan_workspace(shape, call.options, call.documents);
+  if (w.scale_pitch > kLargest || shape.key_length > kLargest / 2 ||
+      shape.batch * shape.query_heads * w.row_tiles > kLargest / 8 ||
       call.options.views * shape.batch * shape.key_heads * w.key_tiles > kLargest / 2) {
     return false;
   }
@@ -191,12 +237,12 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
 
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments* documents) {
-  if (!is_supported_shape(shape, options, documents)) return 0;
-  return static_cast<std::size_t>(plan_workspace(shape, options).bytes);
+  if (!is_supported_shape(shape, options)) return 0;
+  return static_cast<std::size_t>(plan_workspace(shape, options, documents).bytes);
 }
 
 Status forward(const ForwardCall& call) {
-  const Workspace w = plan_workspace(call.shape, call.options);
+  const Workspace w = plan_workspace(call.shape, call.options, call.documents);
   ForwardArguments arguments{};
   set_sizes(call, w, arguments);
   set_memory(call, w, arguments);
@@ -210,12 +256,13 @@ Status forward(const ForwardCall& call) {
     return {std::string("attention_cuda_forward: device query failed: ") + cudaGetErrorString(error)};
   auto* stream = static_cast<cudaStream_t>(call.stream);
   const bool is_bfloat16 = call.options.data_type == DataType::kBFloat16;
+  const bool packed = call.documents != nullptr;
   if (call.shape.head_dim == 64) {
-    return is_bfloat16 ? launch_forward<__nv_bfloat16, 64>(arguments, processors, stream)
-                       : launch_forward<__half, 64>(arguments, processors, stream);
+    return is_bfloat16 ? launch<__nv_bfloat16, 64>(arguments, packed, processors, stream)
+                       : launch<__half, 64>(arguments, packed, processors, stream);
   }
-  return is_bfloat16 ? launch_forward<__nv_bfloat16, 128>(arguments, processors, stream)
-                     : launch_forward<__half, 128>(arguments, processors, stream);
+  return is_bfloat16 ? launch<__nv_bfloat16, 128>(arguments, packed, processors, stream)
+                     : launch<__half, 128>(arguments, packed, processors, stream);
 }
 
 }  // namespace tda::cuda::sm90

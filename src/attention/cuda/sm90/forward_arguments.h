@@ -7,6 +7,7 @@
 //   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
 //   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
 //   listed         the same on single candidate keys, for row tiles that have few; begins beside the product
+// With packed documents plan_documents comes first, and nothing goes by lists.
 // Outputs do not depend on which kernel computes a row nor on the false candidates it meets: all use the same exact
 // scores in the same order, 16 aligned keys at a time, and keys without survivors add nothing.
 #pragma once
@@ -30,8 +31,10 @@ constexpr int kBlocksPerWord = 32;
 constexpr int kBuckets = 20;  // sparse jobs by log2 of their number of candidate strips; the last: unscreened rows
 constexpr int kStripsPerBlock = kScreenRows / kStripRows;
 constexpr int kStripsPerTile = kRowTile / kStripRows;
-constexpr int kStripKeys = 256;   // candidate keys that a strip's list holds
-constexpr int kListBuckets = 10;  // listed strips by log2 of their number of keys
+constexpr int kStripKeys = 256;     // candidate keys that a strip's list holds
+constexpr int kListBuckets = 10;    // listed strips by log2 of their number of keys
+constexpr int kBlockBuckets = 16;   // row blocks of packed documents by log2 of the key tiles that they see
+constexpr int kScaleAlignment = 4;  // of a document's first entry of key_scale
 
 // What the screen knows about 256 consecutive keys of one head.
 struct alignas(16) KeyTile {
@@ -50,6 +53,16 @@ struct Counters {
   int sparse_jobs[kBuckets];
   int listed_claims;
   int listed_jobs[kListBuckets];
+  int row_blocks[kBlockBuckets];  // of packed documents
+};
+
+// Which document a slot of 256 rows, or of 256 keys, belongs to. Part p of document d has the slot first / 256 + d + p,
+// where `first` is the document's first row, or key.
+struct alignas(16) DocumentSlot {
+  std::int32_t document, part;
+  std::int32_t first_query, first_key;
+  std::int32_t query_length, key_length;  // key_length 0: nothing to do for these keys
+  std::int32_t reserved[2];
 };
 
 // A strip with lists of candidate keys.
@@ -62,14 +75,17 @@ struct ForwardArguments {
   CUtensorMap query[2];  // (D, T_q, H_q, B), boxes of 64 elements x 64 rows
   CUtensorMap key[2];    // (D, T_k, H_k, B), boxes of 64 elements x 64 rows
   CUtensorMap value;     // as key
-  CUtensorMap key8;      // (D bytes, padded T_k, views B H_k, 1), boxes of D bytes x 256 rows
+  CUtensorMap key8;      // (D bytes, key_rows, views B H_k, 1), boxes of D bytes x 256 rows
 
   int batch, query_heads, key_heads, heads_per_key;
   int query_length, key_length, position_offset;  // query row i stands at position_offset + i
   int views;
-  int row_blocks;      // of kScreenRows
-  int row_tiles;       // of kRowTile
-  int key_tiles;       // of kScreenKeys
+  int row_blocks;      // of kScreenRows; with packed documents slots of all
+  int row_tiles;       // of kRowTile; unused with packed documents
+  int key_tiles;       // of kScreenKeys; with packed documents slots of all
+  int key_rows;        // of a head in keys8
+  int scale_pitch;     // of a head in key_scale
+  int mean_keys;       // that a row sees, of the longest document
   int flag_words;      // 32-bit words of a strip's flags
   int heads_per_wave;  // heads that screen jobs interleave, so that their keys stay in the L2 cache
   float kappa, power;
@@ -91,8 +107,15 @@ struct ForwardArguments {
   int list_heads;  // entries of lists.totals; 0 without an index
   bool lists_wanted;
 
-  std::int8_t* keys8;      // (views, B, H_k, key_tiles * 256, D), dims permuted inside each 16 (prepare_keys.cuh)
-  float* key_scale;        // (views, B, H_k, key_tiles * 256): 1 / |k|, or 1 without normalization
+  const std::int32_t* query_offsets;  // of packed documents, or null
+  const std::int32_t* key_offsets;
+  int documents;
+  DocumentSlot* row_slots;  // (row_blocks)
+  DocumentSlot* key_slots;  // (key_tiles)
+  int* block_list;          // (kBlockBuckets, row_blocks): slots of the row blocks that exist
+
+  std::int8_t* keys8;      // (views, B, H_k, key_rows, D), dims permuted inside each 16 (prepare_keys.cuh)
+  float* key_scale;        // (views, B, H_k, scale_pitch): 1 / |k|, or 1 without normalization
   KeyTile* key_tile;       // (views, B, H_k, key_tiles)
   std::uint32_t* flags;    // (views, B, H_q, row_blocks * 16 strips, flag_words), bit: 64 keys
   int* sparse_list;        // (kBuckets, B H_q row_blocks * 4): row tile jobs, 4 row_blocks a head

@@ -21,38 +21,45 @@ inline Status enqueue(void (*kernel)(ForwardArguments), const char* name, const 
 }
 
 // The dense kernel first: its jobs are the longest, and the product's blocks begin beside its last ones.
-template <typename Element, int kHeadDim, int kViews, bool kSquare>
+template <typename Element, int kHeadDim, int kViews, bool kSquare, bool kPacked>
 Status launch_exact(const ForwardArguments& a, int processors, cudaStream_t stream) {
   if (a.dense_kernel) {
     using Dense = DensePlan<kHeadDim, kViews>;
     const Launch launch{static_cast<unsigned>(processors), Dense::kThreads, Dense::kSharedBytes, true};
-    if (Status s = enqueue(dense<Element, kSquare, Dense>, "dense", launch, a, stream); !s.ok()) return s;
+    if (Status s = enqueue(dense<Element, kSquare, Dense, kPacked>, "dense", launch, a, stream); !s.ok()) return s;
   }
   using Product = ProductPlan<kHeadDim, kViews>;
   const Launch launch{static_cast<unsigned>(processors * Product::kBlocksPerProcessor), Product::kThreads,
                       Product::kSharedBytes, true};
-  if (Status s = enqueue(product<Element, kHeadDim, kViews, kSquare>, "product", launch, a, stream); !s.ok()) return s;
-  if (!a.listing) return {};
-  using Listed = ListedPlan<kHeadDim, kViews>;
-  const Launch strips{static_cast<unsigned>(processors * Listed::kBlocksPerProcessor), Listed::kThreads,
-                      Listed::kSharedBytes, true};
-  return enqueue(listed<Element, kHeadDim, kViews, kSquare>, "listed", strips, a, stream);
+  const auto sparse = product<Element, kHeadDim, kViews, kSquare, kPacked>;
+  if (Status s = enqueue(sparse, "product", launch, a, stream); !s.ok()) return s;
+  if constexpr (!kPacked) {
+    if (!a.listing) return {};
+    using Listed = ListedPlan<kHeadDim, kViews>;
+    const Launch strips{static_cast<unsigned>(processors * Listed::kBlocksPerProcessor), Listed::kThreads,
+                        Listed::kSharedBytes, true};
+    return enqueue(listed<Element, kHeadDim, kViews, kSquare>, "listed", strips, a, stream);
+  }
+  return {};
 }
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 Status launch_forward(const ForwardArguments& a, int processors, cudaStream_t stream) {
   using Screen = ScreenPlan<kHeadDim>;
-  const Launch keys{static_cast<unsigned>(a.views * a.batch * a.key_heads * a.key_tiles), kPrepareThreads};
-  if (Status s = enqueue(prepare_keys<Element, kHeadDim>, "prepare_keys", keys, a, stream); !s.ok()) return s;
+  if constexpr (kPacked) {
+    if (Status s = launch_plan_documents(a, stream); !s.ok()) return s;
+  }
+  const Launch keys{static_cast<unsigned>(a.views * a.batch * a.key_heads * a.key_tiles), kPrepareThreads, 0, kPacked};
+  if (Status s = enqueue(prepare_keys<Element, kHeadDim, kPacked>, "prepare_keys", keys, a, stream); !s.ok()) return s;
   const Launch rows{static_cast<unsigned>(processors), Screen::kThreads, Screen::kSharedBytes, true};
-  if (Status s = enqueue(screen<Element, kHeadDim>, "screen", rows, a, stream); !s.ok()) return s;
+  if (Status s = enqueue(screen<Element, kHeadDim, kPacked>, "screen", rows, a, stream); !s.ok()) return s;
   const bool square = a.power == 2.0f;
   if (a.views == 1) {
-    return square ? launch_exact<Element, kHeadDim, 1, true>(a, processors, stream)
-                  : launch_exact<Element, kHeadDim, 1, false>(a, processors, stream);
+    return square ? launch_exact<Element, kHeadDim, 1, true, kPacked>(a, processors, stream)
+                  : launch_exact<Element, kHeadDim, 1, false, kPacked>(a, processors, stream);
   }
-  return square ? launch_exact<Element, kHeadDim, 2, true>(a, processors, stream)
-                : launch_exact<Element, kHeadDim, 2, false>(a, processors, stream);
+  return square ? launch_exact<Element, kHeadDim, 2, true, kPacked>(a, processors, stream)
+                : launch_exact<Element, kHeadDim, 2, false, kPacked>(a, processors, stream);
 }
 
 }  // namespace tda::cuda::sm90

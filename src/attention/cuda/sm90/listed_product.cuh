@@ -77,8 +77,8 @@ __device__ __forceinline__ QueryRows prepare_strip(const ForwardArguments& a, co
   for (int k = 0; k < kHeadDim / 16; ++k) {
     load_matrices(address + strip_offset(lane & 15, 2 * k + (lane >> 4)), fragments[k]);
   }
-  const QueryRows rows =
-      prepare_queries<Element, kHeadDim>(a, a.beta[job.head], job.first_row + (lane >> 2), fragments);
+  const QueryRows rows = prepare_queries<Element, kHeadDim>(a, Sequence<false>(a, job.batch), a.beta[job.head],
+                                                            job.first_row + (lane >> 2), fragments);
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
     store_matrices(address + strip_offset(lane & 15, 2 * k + (lane >> 4)), fragments[k]);
@@ -146,7 +146,7 @@ __device__ __forceinline__ void store_strip(const ForwardArguments& a, const Lis
       }
     }
   }
-  repair_rows<Element, kHeadDim>(a, job.batch, job.head, job.first_row, bad);
+  repair_rows<Element, kHeadDim>(a, Sequence<false>(a, job.batch), job.head, job.first_row, bad);
 }
 
 // Entries of the ascending `keys` that are smaller than `key`, or not greater with kOrEqual.
@@ -317,7 +317,7 @@ __device__ __forceinline__ void listed_strip(const ForwardArguments& a, const Li
   }
 
   store_strip<Element, kHeadDim>(a, job, output, rows[0]);
-  if (a.survivors != nullptr) store_survivors(a, job.batch * a.query_heads + job.head, row, survivors);
+  if (a.survivors != nullptr) store_survivors(a, Sequence<false>(a, job.batch), job.head, row, survivors);
 #pragma unroll
   for (int view = 0; view < kViews; ++view) lists[view].finish(a, list_place(a, view, job.batch, job.head, row));
 }

@@ -11,6 +11,7 @@
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/sm90/row_formulas.cuh"
 #include "attention/cuda/sm90/screening_choice.cuh"
+#include "attention/cuda/sm90/sequence.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -28,17 +29,21 @@ __device__ __forceinline__ float block_max(float value, float* scratch) {
   return result;
 }
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
     prepare_keys(const __grid_constant__ ForwardArguments a) {
   constexpr int kLanes = kHeadDim / 8;  // threads that share a row
   constexpr int kRowsPerPass = kPrepareThreads / kLanes;
   constexpr int kPasses = kScreenKeys / kRowsPerPass;
   __shared__ float scratch[kPrepareThreads / 32];
-  allow_next_kernel();
+  if constexpr (kPacked) {
+    begin_kernel(KernelOrder::kAfterPrevious);
+  } else {
+    allow_next_kernel();
+  }
 
   const int thread = static_cast<int>(threadIdx.x);
-  if (blockIdx.x == 0 && thread < static_cast<int>(sizeof(Counters) / sizeof(int))) {
+  if (!kPacked && blockIdx.x == 0 && thread < static_cast<int>(sizeof(Counters) / sizeof(int))) {
     reinterpret_cast<int*>(a.counters)[thread] = 0;
   }
   if (blockIdx.x == 0) choose_screened_heads(a, thread, kPrepareThreads);
@@ -46,29 +51,35 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
   for (int i = static_cast<int>(blockIdx.x) * kPrepareThreads + thread; i < a.list_heads; i += threads) {
     a.lists.totals[i] = a.lists_wanted ? 0u : kIncompleteHead;
   }
-  const int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.key_tiles));
+  const int slot = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.key_tiles));
   const int head_of_all = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.key_tiles));  // view, batch, head
   const int view = head_of_all / (a.batch * a.key_heads);
   const int batch = head_of_all / a.key_heads % a.batch;
   const int head = head_of_all % a.key_heads;
+  const KeyBlock<kPacked> own = key_block<kPacked>(a, batch, slot);
+  if (kPacked && own.sequence.key_length() == 0) return;
+  const Sequence<kPacked>& s = own.sequence;
   const ConstTensor& key = a.k[view];
-  const auto* keys = static_cast<const Element*>(key.data) + batch * key.batch_stride + head * key.head_stride;
+  const auto* keys = static_cast<const Element*>(key.data) + batch * key.batch_stride + head * key.head_stride +
+                     s.first_key() * key.row_stride;
   const int lane = thread % kLanes;
-  const int first_row = tile * kScreenKeys + thread / kLanes;
+  const int first_row = own.part * kScreenKeys + thread / kLanes;
 
   uint4 raw[kPasses];
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
     const int row = first_row + i * kRowsPerPass;
-    raw[i] = row < a.key_length ? *reinterpret_cast<const uint4*>(keys + row * key.row_stride + lane * 8)
-                                : make_uint4(0, 0, 0, 0);
+    raw[i] = row < s.key_length() ? *reinterpret_cast<const uint4*>(keys + row * key.row_stride + lane * 8)
+                                  : make_uint4(0, 0, 0, 0);
   }
 
   float inverse[kPasses];
   float largest = 0.0f;
   float largest_norm = a.normalize ? 1.0f : 0.0f;
   bool finite = true;
-  float* scales = a.key_scale + static_cast<std::int64_t>(head_of_all) * a.key_tiles * kScreenKeys;
+  // Behind a document's end begins the next.
+  const auto is_writable = [&](int row) { return !kPacked || row < s.key_length(); };
+  float* scales = a.key_scale + static_cast<std::int64_t>(head_of_all) * scale_pitch<kPacked>(a) + s.first_scale();
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
     const std::uint32_t word[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
@@ -86,7 +97,8 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
     inverse[i] = !a.normalize ? 1.0f : square < 1e-24f ? 1e12f : rsqrtf(square);
     if (!a.normalize) largest_norm = fmaxf(largest_norm, sqrtf(square));
     largest = fmaxf(largest, peak * inverse[i]);
-    if (lane == 0) scales[first_row + i * kRowsPerPass] = inverse[i];
+    const int row = first_row + i * kRowsPerPass;
+    if (lane == 0 && is_writable(row)) scales[row] = inverse[i];
   }
   largest = block_max(largest, scratch);
   if (!a.normalize) largest_norm = block_max(largest_norm, scratch);
@@ -96,7 +108,7 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
 
   float largest_error = 0.0f;
   std::int8_t* copies =
-      a.keys8 + (static_cast<std::int64_t>(head_of_all) * a.key_tiles * kScreenKeys + first_row) * kHeadDim;
+      a.keys8 + (static_cast<std::int64_t>(head_of_all) * a.key_rows + s.first_key() + first_row) * kHeadDim;
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
     const std::uint32_t word[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
@@ -125,13 +137,14 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
     const std::uint32_t from_odd = odd ? second : other;
     const uint2 permuted =
         make_uint2((from_even & 0xffffu) | (from_odd << 16), (from_even >> 16) | (from_odd & 0xffff0000u));
+    if (!is_writable(first_row + i * kRowsPerPass)) continue;
     *reinterpret_cast<uint2*>(copies + static_cast<std::int64_t>(i) * kRowsPerPass * kHeadDim + (lane >> 1) * 16 +
                               (odd ? 8 : 0)) = permuted;
   }
   largest_error = block_max(finite ? largest_error : __int_as_float(0x7f800000), scratch);
   if (thread == 0) {
     // Rounded up: fp32 sums of squares and the rounding of the unit keys stay within 1e-4 relative.
-    a.key_tile[static_cast<std::int64_t>(head_of_all) * a.key_tiles + tile] =
+    a.key_tile[static_cast<std::int64_t>(head_of_all) * a.key_tiles + slot] =
         KeyTile{sqrtf(largest_error) * 1.0001f, scale, largest_norm * 1.0001f, 0.0f};
   }
 }

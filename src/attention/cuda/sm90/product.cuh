@@ -18,6 +18,7 @@
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/kernel_order.cuh"
+#include "attention/cuda/sm90/document_tile.cuh"
 #include "attention/cuda/sm90/exact_scores.cuh"
 #include "attention/cuda/sm90/job_order.cuh"
 #include "attention/cuda/sm90/survivor_lists.cuh"
@@ -49,7 +50,26 @@ struct ProductTail {
   std::uint32_t slices;    // live slices of the current block, collected over the warps
 };
 
-template <typename Element, int kHeadDim, int kViews>
+// A job: row tile `tile` of a sequence.
+template <bool kPacked>
+struct ProductJob {
+  Sequence<kPacked> sequence;
+  int head, tile;
+};
+
+template <bool kPacked>
+__device__ __forceinline__ ProductJob<kPacked> product_job(const ForwardArguments& a, int job) {
+  const int tiles = a.row_blocks * kTilesPerBlock;  // of a head
+  if constexpr (kPacked) {
+    const RowBlock<true> rows = row_block<true>(a, job / tiles, job % tiles / kTilesPerBlock);
+    return {rows.sequence, rows.head, rows.block * kTilesPerBlock + job % kTilesPerBlock};
+  } else {
+    const int head_of_all = job / tiles;
+    return {Sequence<false>(a, head_of_all / a.query_heads), head_of_all % a.query_heads, job % tiles};
+  }
+}
+
+template <typename Element, int kHeadDim, int kViews, bool kPacked>
 __device__ __forceinline__ void product_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t blocks,
                                                  std::uint32_t scales, ProductTail& tail) {
   using Plan = ProductPlan<kHeadDim, kViews>;
@@ -71,11 +91,10 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
       job = a.sparse_list[(kBuckets - 1 - at.bucket) * capacity + at.place];
       everything = at.bucket == 0;
     }
-    const int head_of_all = job / (a.row_blocks * kTilesPerBlock);
-    const int tile = job % (a.row_blocks * kTilesPerBlock);
-    const int batch = head_of_all / a.query_heads;
-    const int head = head_of_all % a.query_heads;
-    const int key_head = head / a.heads_per_key;
+    const ProductJob<kPacked> own = product_job<kPacked>(a, kPacked ? max(job, 0) : job);
+    const Sequence<kPacked>& s = own.sequence;
+    const int tile = own.tile;
+    const int key_head = own.head / a.heads_per_key;
     const int query_slot = use & 1;
     barrier_wait(shared_address(&tail.query_empty[query_slot]), ((use >> 1) & 1) ^ 1);
     if (lane == 0) {
@@ -88,7 +107,7 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
 #pragma unroll
           for (int half = 0; half < kHeadDim / 64; ++half) {
             copy_tile(queries + query_slot * Plan::kQueryBytes + view * Plan::kTileBytes + half * 8192, a.query[view],
-                      query_full, half * 64, tile * kRowTile, head, batch);
+                      query_full, half * 64, s.first_query() + tile * kRowTile, own.head, s.batch());
           }
         }
       } else {
@@ -110,20 +129,16 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
         if ((entry >> (28 + view) & 1u) == 0) continue;
 #pragma unroll
         for (int half = 0; half < kHeadDim / 64; ++half) {
-          copy_tile(tiles + view * Plan::kTileBytes + half * 8192, a.key[view], full, half * 64, first_key, key_head,
-                    batch);
+          copy_tile(tiles + view * Plan::kTileBytes + half * 8192, a.key[view], full, half * 64,
+                    s.first_key() + first_key, key_head, s.batch());
         }
-        copy_bytes(scales + (slot * kViews + view) * Plan::kScaleBytes,
-                   a.key_scale +
-                       static_cast<std::int64_t>((view * a.batch + batch) * a.key_heads + key_head) * a.key_tiles *
-                           kScreenKeys +
-                       first_key,
+        copy_bytes(scales + (slot * kViews + view) * Plan::kScaleBytes, key_scales(a, view, s, key_head) + first_key,
                    Plan::kScaleBytes, full);
       }
 #pragma unroll
       for (int half = 0; half < kHeadDim / 64; ++half) {
-        copy_tile(tiles + kViews * Plan::kTileBytes + half * 8192, a.value, full, half * 64, first_key, key_head,
-                  batch);
+        copy_tile(tiles + kViews * Plan::kTileBytes + half * 8192, a.value, full, half * 64, s.first_key() + first_key,
+                  key_head, s.batch());
       }
       if (++slot == Plan::kSlots) {
         slot = 0;
@@ -131,7 +146,7 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
       }
     };
 
-    const int last_block = (a.position_offset + min((tile + 1) * kRowTile, a.query_length) - 1) / kBlockKeys;
+    const int last_block = (s.offset() + min((tile + 1) * kRowTile, s.query_length()) - 1) / kBlockKeys;
     std::uint32_t pending = 0xffffffffu;  // held back one block, to mark the last
     for (int first_word = 0; first_word * kBlocksPerWord <= last_block; first_word += 32) {
       const int word = first_word + lane;
@@ -145,8 +160,8 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
             flags[view] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
           } else {
             const std::int64_t strip =
-                (static_cast<std::int64_t>(view) * a.batch * a.query_heads + head_of_all) * a.row_blocks * 16 +
-                tile * 4;
+                static_cast<std::int64_t>(view) * a.batch * a.query_heads * a.row_blocks * kStripsPerBlock +
+                static_cast<std::int64_t>(job) * kStripsPerTile;
 #pragma unroll
             for (int s = 0; s < 4; ++s) flags[view] |= a.flags[(strip + s) * a.flag_words + word];
           }
@@ -202,7 +217,7 @@ __device__ __forceinline__ bool any_live(const float (&t)[32]) {
   return max(__vimax3_s32(maximum[0], maximum[1], maximum[2]), maximum[3]) > 0;
 }
 
-template <typename Element, int kHeadDim, int kViews, bool kSquare>
+template <typename Element, int kHeadDim, int kViews, bool kSquare, bool kPacked>
 __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t blocks,
                                                  std::uint32_t scales, ProductTail& tail) {
   using Plan = ProductPlan<kHeadDim, kViews>;
@@ -217,12 +232,11 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
     barrier_wait(shared_address(&tail.query_full[query_slot]), (use >> 1) & 1);
     const int job = tail.job[query_slot];
     if (job < 0) return;
-    const int head_of_all = job / (a.row_blocks * kTilesPerBlock);
-    const int tile = job % (a.row_blocks * kTilesPerBlock);
-    const int batch = head_of_all / a.query_heads;
-    const int head = head_of_all % a.query_heads;
-    const int first_row = tile * kRowTile;
-    const int position = a.position_offset + first_row + row_in_tile;
+    const ProductJob<kPacked> own = product_job<kPacked>(a, job);
+    const Sequence<kPacked>& s = own.sequence;
+    const int head = own.head;
+    const int first_row = own.tile * kRowTile;
+    const int position = s.offset() + first_row + row_in_tile;
     const std::uint32_t query_tiles = queries + query_slot * Plan::kQueryBytes;
 
     // Scaled queries go back to shared memory and are read again for each block: that costs little, keeps registers
@@ -240,7 +254,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
       std::uint32_t q[kSteps][4];
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) load_matrices(query_address[k] + view * Plan::kTileBytes, q[k]);
-      rows[view] = prepare_queries<Element, kHeadDim>(a, a.beta[head], first_row + row_in_tile, q);
+      rows[view] = prepare_queries<Element, kHeadDim, kPacked>(a, s, a.beta[head], first_row + row_in_tile, q);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) store_matrices(query_address[k] + view * Plan::kTileBytes, q[k]);
     }
@@ -252,13 +266,12 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
     if (a.index != nullptr) {
 #pragma unroll
       for (int view = 0; view < kViews; ++view) {
-        writer[view].words =
-            a.index + a.index_layout.word_offset(view, head, static_cast<std::int64_t>(batch) * a.row_tiles + tile);
+        writer[view].words = a.index + a.index_layout.word_offset(view, head, s.first_row_tile() + own.tile);
       }
     }
     ListWriter lists[kViews];
 #pragma unroll
-    for (int view = 0; view < kViews; ++view) lists[view].begin(a);
+    for (int view = 0; view < kViews && !kPacked; ++view) lists[view].begin(a);
     int survivors[2] = {0, 0};
     float output[kHeadDim / 2];
 #pragma unroll
@@ -271,7 +284,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
       last = (entry >> 31) != 0;
       const int block = static_cast<int>(entry & 0xfffffffu);
       const std::uint32_t tiles = blocks + slot * Plan::kSlotBytes;
-      const bool diagonal = block * kBlockKeys + kBlockKeys - 1 > a.position_offset + first_row;
+      const bool diagonal = block * kBlockKeys + kBlockKeys - 1 > s.offset() + first_row;
 
       float t[kViews][32];
 #pragma unroll
@@ -296,13 +309,16 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
           wgmma_wait<0>();
           hold(t[view]);
           subtract_threshold(t[view], scales + (slot * kViews + view) * Plan::kScaleBytes, rows[view]);
-          if (diagonal) hide_future(t[view], position - block * kBlockKeys);
+          if (diagonal) hide_future(s, t[view], position, block * kBlockKeys);
         } else {
 #pragma unroll
           for (int i = 0; i < 32; ++i) t[view][i] = -1.0f;
         }
       }
 
+      if (kPacked && (block + 1) * kBlockKeys > s.key_length()) {
+        clear_last_rows<kHeadDim>(tiles + kViews * Plan::kTileBytes, s.key_length() - block * kBlockKeys);
+      }
       bool live = any_live(t[0]);
       if constexpr (kViews == 2) live = live || any_live(t[1]);
       live = warpgroup_any(1, live);
@@ -316,7 +332,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
             if (lane == 0 && slices != 0) atomicOr(&tail.slices, slices);
             named_barrier_sync(1, 128);
             if (threadIdx.x == 0) writer[view].add(block, tail.slices);
-            lists[view].add(a, list_place(a, view, batch, head, first_row + row_in_tile), t[view], slices,
+            lists[view].add(a, list_place(a, view, s.batch(), head, first_row + row_in_tile), t[view], slices,
                             block * kBlockKeys);
           }
         }
@@ -355,20 +371,20 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
     fence_shared_for_copies();
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[query_slot]));
-    store_output<Element, kHeadDim>(a, batch, head, first_row + warp * 16, output, rows[0]);
-    if (a.survivors != nullptr) store_survivors(a, head_of_all, first_row + row_in_tile, survivors);
+    store_output<Element, kHeadDim>(a, s, head, first_row + warp * 16, output, rows[0]);
+    if (a.survivors != nullptr) store_survivors(a, s, head, first_row + row_in_tile, survivors);
 #pragma unroll
     for (int view = 0; view < kViews; ++view)
-      lists[view].finish(a, list_place(a, view, batch, head, first_row + row_in_tile));
+      lists[view].finish(a, list_place(a, view, s.batch(), head, first_row + row_in_tile));
     if (a.index != nullptr && threadIdx.x == 0) {
-      const int last_key = a.position_offset + min(first_row + kRowTile, a.query_length) - 1;
+      const int last_key = s.offset() + min(first_row + kRowTile, s.query_length()) - 1;
 #pragma unroll
       for (int view = 0; view < kViews; ++view) writer[view].finish(last_key / kKeysPerWord + 1);
     }
   }
 }
 
-template <typename Element, int kHeadDim, int kViews, bool kSquare>
+template <typename Element, int kHeadDim, int kViews, bool kSquare, bool kPacked>
 __global__ void __launch_bounds__(ProductPlan<kHeadDim, kViews>::kThreads,
                                   ProductPlan<kHeadDim, kViews>::kBlocksPerProcessor)
     product(const __grid_constant__ ForwardArguments a) {
@@ -395,10 +411,10 @@ __global__ void __launch_bounds__(ProductPlan<kHeadDim, kViews>::kThreads,
   begin_kernel(order);
   if (threadIdx.x >= 128) {
     if constexpr (Plan::kMovesRegisters) shrink_registers<Plan::kProducerRegisters>();
-    if (threadIdx.x < 160) product_producer<Element, kHeadDim, kViews>(a, queries, blocks, scales, tail);
+    if (threadIdx.x < 160) product_producer<Element, kHeadDim, kViews, kPacked>(a, queries, blocks, scales, tail);
   } else {
     if constexpr (Plan::kMovesRegisters) grow_registers<Plan::kConsumerRegisters>();
-    product_consumer<Element, kHeadDim, kViews, kSquare>(a, queries, blocks, scales, tail);
+    product_consumer<Element, kHeadDim, kViews, kSquare, kPacked>(a, queries, blocks, scales, tail);
   }
   end_kernel(order);
 }

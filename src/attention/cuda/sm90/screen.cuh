@@ -30,53 +30,60 @@
 
 namespace tda::cuda::sm90 {
 
-template <int kHeadDim>
+template <int kHeadDim, bool kPacked>
 __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t keys,
                                                 ScreenTail& tail) {
   using Plan = ScreenPlan<kHeadDim>;
-  const int jobs = a.batch * a.query_heads * a.row_blocks;
+  ScreenJobs<kPacked> jobs(a);
   int key_slot = 0;
   std::uint32_t key_phase = 1;
   int query_use = 0;
   // With many jobs a block the next claim is under way while this job's tiles are; with few it would cost the balance.
-  const bool early = jobs > 16 * static_cast<int>(gridDim.x);
+  const bool early = jobs.count() > 16 * static_cast<int>(gridDim.x);
   int next = 0;
   if (early) next = atomicAdd(&a.counters->screen_claims, 1);
   for (;;) {
     const int claimed = early ? next : atomicAdd(&a.counters->screen_claims, 1);
-    const bool valid = claimed < jobs;
+    const bool valid = claimed < jobs.count();
     if (early && valid) next = atomicAdd(&a.counters->screen_claims, 1);
-    const ScreenJob job = valid ? screen_job(a, claimed) : ScreenJob{0, 0};
-    const int batch = job.head_of_all / a.query_heads;
-    const int head = job.head_of_all % a.query_heads;
-    const bool dense = valid && block_is_dense<kHeadDim>(a, head, job.block);
-    const int tiles = visible_key_tiles(a, job.block * kScreenRows + kScreenRows - 1);
+    const int named = valid ? jobs.job_of(a, claimed) : -1;
+    const ScreenJob job = valid ? screen_job<kPacked>(a, named) : ScreenJob{0, 0};
+    const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
+    const Sequence<kPacked>& s = rows.sequence;
+    const bool dense = valid && block_is_dense<kHeadDim>(a, rows);
+    const int first_row = rows.block * kScreenRows;
+    const int tiles = visible_key_tiles(s, first_row + kScreenRows - 1);
+    // Behind a tensor's end the copy engine brings zeros, behind a document's end rows that nobody wants.
+    const int parts =
+        kPacked ? min((s.query_length() - first_row + kRowTile - 1) / kRowTile, kTilesPerBlock) : kTilesPerBlock;
     for (int view = 0; view < a.views; ++view) {
       const int slot = query_use & 1;
       const std::uint32_t full = shared_address(&tail.query_full[slot]);
       barrier_wait(shared_address(&tail.query_empty[slot]), ((query_use >> 1) & 1) ^ 1);
       ++query_use;
-      tail.job[slot] = valid ? claimed : -1;
+      tail.job[slot] = named;
       if (!valid || dense) {
         barrier_arrive(full);
         break;
       }
-      barrier_arrive_expect(full, Plan::kQueryBytes);
+      barrier_arrive_expect(full, parts * (Plan::kQueryBytes / kTilesPerBlock));
 #pragma unroll
       for (int half = 0; half < kHeadDim / 64; ++half) {
-        for (int part = 0; part < kScreenRows / 64; ++part) {
+        for (int part = 0; part < parts; ++part) {
           copy_tile(queries + slot * Plan::kQueryBytes + half * kScreenRows * 128 + part * 64 * 128, a.query[view],
-                    full, half * 64, job.block * kScreenRows + part * 64, head, batch);
+                    full, half * 64, s.first_query() + first_row + part * 64, rows.head, s.batch());
         }
       }
-      const int key_head = (view * a.batch + batch) * a.key_heads + head / a.heads_per_key;
+      const int key_head = key_head_of_all(a, view, s.batch(), rows.head / a.heads_per_key);
       for (int tile = 0; tile < tiles; ++tile) {
         barrier_wait(shared_address(&tail.key_empty[key_slot]), key_phase);
         const std::uint32_t key_full = shared_address(&tail.key_full[key_slot]);
         barrier_arrive_expect(key_full, Plan::kKeyBytes + static_cast<int>(sizeof(KeyTile)));
-        copy_tile(keys + key_slot * Plan::kKeyBytes, a.key8, key_full, 0, tile * kScreenKeys, key_head, 0);
+        copy_tile(keys + key_slot * Plan::kKeyBytes, a.key8, key_full, 0, s.first_key() + tile * kScreenKeys, key_head,
+                  0);
         copy_bytes(shared_address(&tail.key_tile[key_slot]),
-                   a.key_tile + static_cast<std::int64_t>(key_head) * a.key_tiles + tile, sizeof(KeyTile), key_full);
+                   a.key_tile + static_cast<std::int64_t>(key_head) * a.key_tiles + s.first_key_tile() + tile,
+                   sizeof(KeyTile), key_full);
         if (++key_slot == Plan::kKeySlots) {
           key_slot = 0;
           key_phase ^= 1;
@@ -87,7 +94,7 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
   }
 }
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t keys,
                                                 ScreenTail& tail) {
   using Plan = ScreenPlan<kHeadDim>;
@@ -109,20 +116,21 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       ++query_use;
       claimed = tail.job[slot];
       if (claimed < 0) break;
-      const ScreenJob job = screen_job(a, claimed);
-      const int head = job.head_of_all % a.query_heads;
-      const int first_row = job.block * kScreenRows + warpgroup * kRowTile;
+      const ScreenJob job = screen_job<kPacked>(a, claimed);
+      const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
+      const Sequence<kPacked>& s = rows.sequence;
+      const int first_row = rows.block * kScreenRows + warpgroup * kRowTile;
       const int row = first_row + row_in_warpgroup;
-      const bool unscreened = block_is_dense<kHeadDim>(a, head, job.block);
+      const bool unscreened = block_is_dense<kHeadDim>(a, rows);
 
       std::uint32_t q8[kHeadDim / 32][4];
       RowBound bound[2];
       if (!unscreened) {
-        const float tau0 = threshold_at<kHeadDim>(a.beta[head], a.position_offset + row, a.kappa);
-        const float tau1 = threshold_at<kHeadDim>(a.beta[head], a.position_offset + row + 8, a.kappa);
+        const float tau0 = threshold_at<kHeadDim>(a.beta[rows.head], s.offset() + row, a.kappa);
+        const float tau1 = threshold_at<kHeadDim>(a.beta[rows.head], s.offset() + row + 8, a.kappa);
         const std::uint32_t query_strip = queries + slot * Plan::kQueryBytes + (warpgroup * 64 + (warp & 3) * 16) * 128;
-        quantise_queries<Element, kHeadDim>(a, query_strip, tau0, tau1, row < a.query_length, row + 8 < a.query_length,
-                                            q8, bound);
+        quantise_queries<Element, kHeadDim>(a, query_strip, tau0, tau1, row < s.query_length(),
+                                            row + 8 < s.query_length(), q8, bound);
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[slot]));
@@ -131,14 +139,14 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
         break;
       }
 
-      const int job_tiles = visible_key_tiles(a, job.block * kScreenRows + kScreenRows - 1);
-      const int tiles = first_row < a.query_length ? visible_key_tiles(a, first_row + kRowTile - 1) : 0;
+      const int job_tiles = visible_key_tiles(s, rows.block * kScreenRows + kScreenRows - 1);
+      const int tiles = first_row < s.query_length() ? visible_key_tiles(s, first_row + kRowTile - 1) : 0;
       const int strip =
-          ((view * a.batch * a.query_heads + job.head_of_all) * a.row_blocks + job.block) * kStripsPerBlock + warp;
+          ((view * a.batch * a.query_heads + job.head_of_all) * a.row_blocks + job.slot) * kStripsPerBlock + warp;
       const auto words = [&] { return a.flags + static_cast<std::int64_t>(strip) * a.flag_words; };
-      int count = a.listing ? 0 : kStripKeys + 1;
-      const int limit = a.position_offset + row;  // last key that row g sees
-      const int first_position = a.position_offset + first_row;
+      int count = !kPacked && a.listing ? 0 : kStripKeys + 1;
+      const int limit = s.offset() + row;  // last key that row g sees
+      const int first_position = s.offset() + first_row;
       std::uint32_t history = 0;
       std::int32_t scores[64];
       int tile = 0;
@@ -240,7 +248,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   }
 }
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     screen(const __grid_constant__ ForwardArguments a) {
   using Plan = ScreenPlan<kHeadDim>;
@@ -270,13 +278,13 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     shrink_registers<32>();
     const int thread = static_cast<int>(threadIdx.x) - Plan::kWarpgroups * 128;
     if (thread == 0) {
-      screen_producer<kHeadDim>(a, queries, keys, tail);
+      screen_producer<kHeadDim, kPacked>(a, queries, keys, tail);
     } else if (thread >= 32) {
-      screen_dispatcher<Element, kHeadDim>(a, tail, thread - 32);
+      screen_dispatcher<Element, kHeadDim, kPacked>(a, tail, thread - 32);
     }
   } else {
     grow_registers<112>();
-    screen_consumer<Element, kHeadDim>(a, queries, keys, tail);
+    screen_consumer<Element, kHeadDim, kPacked>(a, queries, keys, tail);
   }
 }
 

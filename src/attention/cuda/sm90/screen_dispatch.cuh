@@ -8,30 +8,38 @@
 
 namespace tda::cuda::sm90 {
 
+// Of the rows of a row tile.
+template <bool kPacked>
+__device__ __forceinline__ int last_visible_key(const Sequence<kPacked>& s, int tile) {
+  return s.offset() + min((tile + 1) * kRowTile, s.query_length()) - 1;
+}
+
 // Of a strip, from the lengths of its lists in the halves of a word.
 __device__ __forceinline__ int keys_of_views(int counts) { return (counts & 0xffff) + (counts >> 16); }
 
 // Whether a row tile goes by its lists of `keys` candidate keys rather than by its candidate blocks of 64 keys. The
 // blocks of strips may coincide, so there are candidates / 4 of them at least.
+template <bool kPacked>
 __device__ __forceinline__ bool is_listed(const ForwardArguments& a, int candidates, int keys) {
-  return a.listing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
+  return !kPacked && a.listing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
 }
 
 // Hands out the 256 rows of a finished job: dense together, or sparse row tiles by their number of candidates, or by
 // strips with lists. `candidates` and `keys` are those of row tile `lane` of the block, `strip_keys` those of both
 // views of strip `lane`.
-__device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, int candidates, int keys,
-                                         int strip_keys) {
+template <bool kPacked>
+__device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, const RowBlock<kPacked>& rows,
+                                         int candidates, int keys, int strip_keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
-  const int tile = job.block * kTilesPerBlock + lane;
-  const bool exists = lane < kTilesPerBlock && tile < a.row_tiles;
+  const int tile = rows.block * kTilesPerBlock + lane;
+  const bool exists = lane < kTilesPerBlock && tile * kRowTile < rows.sequence.query_length();
   const bool dense = a.dense_kernel && __all_sync(0xffffffffu, !exists || candidates < 0);
-  const bool listed = exists && is_listed(a, candidates, keys);
+  const bool listed = exists && is_listed<kPacked>(a, candidates, keys);
   // What goes by lists is not crowded, however many blocks hold a candidate.
-  count_row_tile(a, job.head_of_all % a.query_heads, tile, exists, dense, listed ? 1 : candidates,
+  count_row_tile(a, rows.head, last_visible_key(rows.sequence, tile), exists, dense, listed ? 1 : candidates,
                  candidates != kUnscreened);
   if (dense) {
-    if (lane == 0) a.dense_list[atomicAdd(&a.counters->dense_jobs, 1)] = job.head_of_all * a.row_blocks + job.block;
+    if (lane == 0) a.dense_list[atomicAdd(&a.counters->dense_jobs, 1)] = job.head_of_all * a.row_blocks + job.slot;
     return;
   }
   const std::int64_t strips = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kStripsPerBlock;
@@ -40,8 +48,7 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const Screen
     const int bucket = sum == 0 ? 0 : 31 - __clz(sum);
     const int position = atomicAdd(&a.counters->listed_jobs[bucket], 1);
     a.listed_list[bucket * strips + position] =
-        ListedJob{job.head_of_all / a.query_heads, job.head_of_all % a.query_heads,
-                  job.block * kScreenRows + lane * kStripRows, strip_keys};
+        ListedJob{rows.sequence.batch(), rows.head, rows.block * kScreenRows + lane * kStripRows, strip_keys};
   }
   if (!exists || candidates == 0 || listed) return;
   constexpr int kHeaviest = kBuckets - 1;
@@ -49,42 +56,42 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const Screen
                      : candidates == kDenseVote ? kHeaviest - 1
                                                 : min(31 - __clz(candidates), kHeaviest - 1);
   const int position = atomicAdd(&a.counters->sparse_jobs[bucket], 1);
-  a.sparse_list[bucket * (strips / kStripsPerTile) + position] = job.head_of_all * a.row_blocks * kTilesPerBlock + tile;
+  a.sparse_list[bucket * (strips / kStripsPerTile) + position] =
+      (job.head_of_all * a.row_blocks + job.slot) * kTilesPerBlock + lane;
 }
 
 // The words of the survivor index of a row tile: all slices dead.
-__device__ __forceinline__ void clear_index(const ForwardArguments& a, int head_of_all, int tile, int thread) {
+template <bool kPacked>
+__device__ __forceinline__ void clear_index(const ForwardArguments& a, const RowBlock<kPacked>& rows, int tile,
+                                            int thread) {
   if (a.index == nullptr) return;
-  const int batch = head_of_all / a.query_heads;
-  const int head = head_of_all % a.query_heads;
-  const int last = a.position_offset + min((tile + 1) * kRowTile, a.query_length) - 1;
+  const int last = last_visible_key(rows.sequence, tile);
   for (int view = 0; view < a.views; ++view) {
-    std::uint32_t* words =
-        a.index + a.index_layout.word_offset(view, head, static_cast<std::int64_t>(batch) * a.row_tiles + tile);
+    std::uint32_t* words = a.index + a.index_layout.word_offset(view, rows.head, rows.sequence.first_row_tile() + tile);
     for (int w = thread; w <= last / kKeysPerWord; w += kDispatchThreads) words[w] = 0;
   }
 }
 
 // Rows of a row tile without a candidate: output and survivor counts are zero.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, int head_of_all, int tile, int thread) {
-  const int batch = head_of_all / a.query_heads;
-  const int head = head_of_all % a.query_heads;
-  auto* output = static_cast<Element*>(a.output) + batch * a.output_batch_stride + head * a.output_head_stride;
+template <typename Element, int kHeadDim, bool kPacked>
+__device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, const RowBlock<kPacked>& block, int tile,
+                                                 int thread) {
+  const Sequence<kPacked>& s = block.sequence;
+  auto* output =
+      static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride + block.head * a.output_head_stride;
   constexpr int kChunks = kHeadDim / 8;
-  const int rows = min(kRowTile, a.query_length - tile * kRowTile);
+  const int first_row = s.first_query() + tile * kRowTile;
+  const int rows = min(kRowTile, s.query_length() - tile * kRowTile);
 #pragma unroll 4
   for (int i = thread; i < rows * kChunks; i += kDispatchThreads) {
-    *reinterpret_cast<uint4*>(output + (tile * kRowTile + i / kChunks) * a.output_row_stride + i % kChunks * 8) =
+    *reinterpret_cast<uint4*>(output + (first_row + i / kChunks) * a.output_row_stride + i % kChunks * 8) =
         make_uint4(0, 0, 0, 0);
   }
-  if (a.survivors != nullptr && thread < rows) {
-    a.survivors[static_cast<std::int64_t>(head_of_all) * a.query_length + tile * kRowTile + thread] = 0;
-  }
+  if (a.survivors != nullptr && thread < rows) a.survivors[flat_row(a, s, block.head) + tile * kRowTile + thread] = 0;
 }
 
 // Three warps beside the producer: they hand out finished jobs and write empty rows, while the consumers go on.
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kPacked>
 __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, ScreenTail& tail, int thread) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   for (int turn = 0;; ++turn) {
@@ -106,16 +113,17 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
     const int strip_keys = tail.listed[place][lane & (kStripsPerBlock - 1)];
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.dispatched[place]));
-    const ScreenJob job = screen_job(a, claimed);
-    if (thread < 32) hand_out(a, job, candidates, keys, strip_keys);
+    const ScreenJob job = screen_job<kPacked>(a, claimed);
+    const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
+    if (thread < 32) hand_out<kPacked>(a, job, rows, candidates, keys, strip_keys);
 #pragma unroll 1
     for (int w = 0; w < kTilesPerBlock; ++w) {
-      const int tile = job.block * kTilesPerBlock + w;
-      if (tile >= a.row_tiles) break;
+      const int tile = rows.block * kTilesPerBlock + w;
+      if (tile * kRowTile >= rows.sequence.query_length()) break;
       const int tile_candidates = __shfl_sync(0xffffffffu, candidates, w);
-      if (tile_candidates == 0) write_empty_rows<Element, kHeadDim>(a, job.head_of_all, tile, thread);
-      if (tile_candidates == 0 || is_listed(a, tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
-        clear_index(a, job.head_of_all, tile, thread);
+      if (tile_candidates == 0) write_empty_rows<Element, kHeadDim>(a, rows, tile, thread);
+      if (tile_candidates == 0 || is_listed<kPacked>(a, tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
+        clear_index(a, rows, tile, thread);
       }
     }
   }

@@ -3,6 +3,7 @@
 
 #include "attention/cuda/sm90/row_formulas.cuh"
 #include "attention/cuda/sm90/screening_choice.cuh"
+#include "attention/cuda/sm90/sequence.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -40,11 +41,13 @@ constexpr int kDenseBlocks = 12;  // of a row tile's first 16: from here the den
 
 struct ScreenJob {
   int head_of_all;  // batch, query head
-  int block;        // of 256 rows
+  int slot;         // of 256 rows
 };
 
-// Jobs of a wave of heads interleave, last (longest) row blocks first.
+// Jobs of a wave of heads interleave, last (longest) row blocks first. Jobs of documents name their slot.
+template <bool kPacked>
 __device__ __forceinline__ ScreenJob screen_job(const ForwardArguments& a, int job) {
+  if (kPacked) return {job / a.row_blocks, job % a.row_blocks};
   const int heads = a.batch * a.query_heads;
   const int wave_jobs = a.heads_per_wave * a.row_blocks;
   const int wave = job / wave_jobs;
@@ -53,15 +56,50 @@ __device__ __forceinline__ ScreenJob screen_job(const ForwardArguments& a, int j
   return {wave * a.heads_per_wave + inside % wave_heads, a.row_blocks - 1 - inside / wave_heads};
 }
 
+// The jobs in the order of claims, by one thread: those of documents by buckets, heaviest first.
+template <bool kPacked>
+class ScreenJobs {
+ public:
+  __device__ __forceinline__ explicit ScreenJobs(const ForwardArguments& a) {
+    if constexpr (kPacked) {
+      for (const int& blocks : a.counters->row_blocks) count_ += __ldcg(&blocks) * a.query_heads;
+    } else {
+      count_ = a.batch * a.query_heads * a.row_blocks;
+    }
+  }
+  __device__ __forceinline__ int count() const { return count_; }
+
+  // The job of a claim below count(); claims never decrease.
+  __device__ __forceinline__ int job_of(const ForwardArguments& a, int claimed) {
+    if constexpr (kPacked) {
+      while (claimed >= end_) {
+        begin_ = end_;
+        end_ += __ldcg(&a.counters->row_blocks[--bucket_]) * a.query_heads;
+      }
+      const int inside = claimed - begin_;
+      const int slot = a.block_list[static_cast<std::int64_t>(bucket_) * a.row_blocks + inside / a.query_heads];
+      return inside % a.query_heads * a.row_blocks + slot;
+    } else {
+      return claimed;
+    }
+  }
+
+ private:
+  int count_ = 0;
+  int bucket_ = kBlockBuckets, begin_ = 0, end_ = 0;  // claims of the bucket
+};
+
 // Key tiles that rows up to `last_row` see.
-__device__ __forceinline__ int visible_key_tiles(const ForwardArguments& a, int last_row) {
-  return (a.position_offset + min(last_row, a.query_length - 1)) / kScreenKeys + 1;
+template <bool kPacked>
+__device__ __forceinline__ int visible_key_tiles(const Sequence<kPacked>& s, int last_row) {
+  return (s.offset() + min(last_row, s.query_length() - 1)) / kScreenKeys + 1;
 }
 
-template <int kHeadDim>
-__device__ __forceinline__ bool block_is_dense(const ForwardArguments& a, int head, int block) {
-  const int last_position = a.position_offset + min((block + 1) * kScreenRows, a.query_length) - 1;
-  return !is_screened_head(a, head) || !(threshold_at<kHeadDim>(a.beta[head], last_position, a.kappa) > 0.0f);
+template <int kHeadDim, bool kPacked>
+__device__ __forceinline__ bool block_is_dense(const ForwardArguments& a, const RowBlock<kPacked>& rows) {
+  const Sequence<kPacked>& s = rows.sequence;
+  const int last_position = s.offset() + min((rows.block + 1) * kScreenRows, s.query_length()) - 1;
+  return !is_screened_head(a, rows.head) || !(threshold_at<kHeadDim>(a.beta[rows.head], last_position, a.kappa) > 0.0f);
 }
 
 }  // namespace tda::cuda::sm90

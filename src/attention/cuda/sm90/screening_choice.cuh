@@ -14,8 +14,7 @@ __device__ __forceinline__ void choose_screened_heads(const ForwardArguments& a,
   if (a.screening_counters == nullptr) return;
   for (int head = thread; head < a.query_heads; head += threads) {
     ScreeningCounters& counters = a.screening_counters[head];
-    const int keys = a.position_offset + (a.query_length + 1) / 2;
-    const int unscreened_calls = a.choose_heads ? next_unscreened_calls(counters, keys) : 0;
+    const int unscreened_calls = a.choose_heads ? next_unscreened_calls(counters, a.mean_keys) : 0;
     counters = {};
     counters.unscreened_calls = unscreened_calls;
   }
@@ -26,12 +25,11 @@ __device__ __forceinline__ bool is_screened_head(const ForwardArguments& a, int 
   return a.screening && (a.screening_counters == nullptr || __ldcg(&a.screening_counters[head].unscreened_calls) == 0);
 }
 
-// Counts the row tiles `tile` of the lanes for which it exists, all of one head, as they are handed out. `candidates`
-// is the number of candidate strips, or less than 0: all. Called by whole warps.
-__device__ __forceinline__ void count_row_tile(const ForwardArguments& a, int head, int tile, bool exists, bool dense,
-                                               int candidates, bool screened) {
+// Counts the row tiles of the lanes for which one exists, all of one head, as they are handed out. `last_key` is the
+// last one that its rows see, `candidates` the number of candidate strips, or less than 0: all. Called by whole warps.
+__device__ __forceinline__ void count_row_tile(const ForwardArguments& a, int head, int last_key, bool exists,
+                                               bool dense, int candidates, bool screened) {
   if (a.screening_counters == nullptr) return;
-  const int last_key = a.position_offset + min((tile + 1) * kRowTile, a.query_length) - 1;
   const bool crowded = candidates < 0 || is_crowded(candidates, last_key, a.views);
   const auto count = [&](std::int32_t& counter, bool counts) {
     const int tiles = __popc(__ballot_sync(0xffffffffu, exists && counts));
