@@ -31,6 +31,8 @@ const Packing kPackings[] = {
      {0, 2, 2, 0, 0, 24, 24},
      {Layout::kPaddedRows, Layout::kReversedRows, Layout::kPaddedRows, Layout::kPaddedRows}},
     {"one document", {{90, 100}}, {0, 2, 2, 0, 0, 128, 128}, {}},
+    {"tiles of 256", {{3, 3}, {2, 257}, {0, 0}, {257, 257}, {1, 1}}, {0, 1, 1, 0, 0, 64, 64}, {}},
+    {"wide heads", {{1, 1}, {9, 258}, {65, 127}, {0, 3}}, {0, 2, 1, 0, 0, 128, 128}, {}},
 };
 
 AttentionOptions make_options(DataType type, int views, double power = 2.0) {
@@ -124,6 +126,37 @@ TEST_P(PackedDocumentsTest, DoNotDisturbTheirNeighbours) {
   EXPECT_TRUE(std::isnan(own.output.back()));
   EXPECT_TRUE(std::isnan(after.dbeta[1]));
   EXPECT_FALSE(std::isnan(after.dbeta[0]));
+}
+
+// Nor does a document that is not finite anywhere reach those before and behind it.
+TEST_P(PackedDocumentsTest, AreSafeFromNeighboursThatAreNotFinite) {
+  for (const std::int64_t dim : {64, 128}) {
+    SCOPED_TRACE(dim);
+    const AttentionCase packed =
+        packed_case({{50, 50}, {20, 33}, {64, 70}}, {0, 2, 1, 0, 0, dim, dim}, options(), {}, 9);
+    AttentionCase spoiled = packed;
+    const auto spoil = [&](TensorBuffer& tensor, const std::vector<std::int32_t>& offsets) {
+      for (std::int64_t h = 0; h < tensor.sizes()[1]; ++h) {
+        for (std::int64_t t = offsets[1]; t < offsets[2]; ++t) {
+          for (std::int64_t c = 0; c < dim; ++c) tensor.set(0, h, t, c, std::nan(""));
+        }
+      }
+    };
+    for (TensorBuffer& q : spoiled.q) spoil(q, packed.query_offsets);
+    for (TensorBuffer& k : spoiled.k) spoil(k, packed.key_offsets);
+    spoil(spoiled.v[0], packed.key_offsets);
+    spoil(spoiled.d_output[0], packed.query_offsets);
+    const Results before = run(packed, Implementation::kOperator, true);
+    const Results after = run(spoiled, Implementation::kOperator, true);
+    for (const std::int64_t d : {0, 2}) {
+      const Results x = document_results(packed, before, d), y = document_results(packed, after, d);
+      EXPECT_EQ(x.output, y.output);
+      EXPECT_EQ(x.survivors, y.survivors);
+      EXPECT_EQ(x.dq[0], y.dq[0]);
+      EXPECT_EQ(x.dk[0], y.dk[0]);
+      EXPECT_EQ(x.dv, y.dv);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(TypesAndViews, PackedDocumentsTest,

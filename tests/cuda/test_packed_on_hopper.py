@@ -1,0 +1,206 @@
+"""Packed documents on the Hopper kernels: the bits of a call for each document, and nothing leaks into neighbours."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from packed_inputs import Packed, cotangent_of, gradients, packed_inputs
+
+import threshold_attention as ta
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="no Hopper GPU"
+)
+DTYPES = (torch.bfloat16, torch.float16)
+OPEN, SPARSE = 0.0, 1.0  # beta: nothing is screened, and every pair with a positive score survives; few do
+# Tiles are of 16, 64, 128 and 256 rows or keys: documents begin at odd rows and end around the tiles.
+PACKINGS = {
+    "around tiles": [(1, 1), (63, 63), (65, 65), (127, 127), (129, 129), (255, 255), (257, 257), (64, 64), (256, 256)],
+    "fewer queries than keys": [(5, 40), (1, 130), (33, 64), (64, 65), (1, 1), (100, 513), (257, 600), (0, 19), (2, 3)],
+    "empty documents": [(0, 0), (7, 7), (0, 300), (40, 70), (0, 0), (300, 301), (0, 0)],
+    "long among short": [(3, 3), (1500, 2100), (1, 1), (64, 64), (0, 0), (300, 301), (2049, 2049)],
+}
+LARGE = {
+    "thousand short": [(1 + d * 37 % 200, 1 + d * 37 % 200) for d in range(1000)],
+    "four long": [(16384, 16384), (4095, 4097), (9000, 9000), (1, 16000)],
+}
+
+
+def documents(packing: str, *, views: int = 2, dim: int = 64, betas=(SPARSE, OPEN, 0.3, SPARSE), **options) -> Packed:
+    """GQA, with dense heads beside sparse ones."""
+    shape = dict(query_heads=4, key_heads=2, dim=dim, device="cuda", views=views)
+    packed = packed_inputs((PACKINGS | LARGE)[packing], **(shape | dict(dtype=torch.bfloat16) | options))
+    with torch.no_grad():
+        packed.tensors["beta"].copy_(torch.tensor(betas))
+    return packed
+
+
+def everything(packed: Packed, cotangent: torch.Tensor | None = None, **options) -> dict[str, torch.Tensor]:
+    output, survivors = packed.attend(ta, return_statistics=True, **options)
+    return {"output": output.detach(), "survivors": survivors} | gradients(output, packed, cotangent)
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], names=None) -> None:
+    for name in names or first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def one_by_one(packed: Packed, **options) -> dict[str, torch.Tensor]:
+    """The same by a call for each document; without beta and lam, which are sums."""
+    results = {name: torch.zeros_like(x) for name, x in packed.tensors.items() if x.dim() == 3 and name in packed.names}
+    results |= {"output": torch.zeros_like(packed.tensors["q1"])}
+    heads, total = packed.tensors["q1"].shape[1], packed.tensors["q1"].shape[0]
+    results["survivors"] = torch.zeros(heads, total, dtype=torch.int32, device="cuda")
+    cotangent = cotangent_of(results["output"])
+    for (queries, keys), case in zip(packed.rows(), packed.documents(), strict=True):
+        if queries.start == queries.stop:
+            continue
+        t = {name: x.detach().requires_grad_() for name, x in case.items()}
+        if packed.views == 1:
+            output, survivors = ta.threshold_rela(
+                t["q1"], t["k1"], t["v"], beta=t["beta"], return_statistics=True, **options
+            )
+        else:
+            tensors = (t[name] for name in ("q1", "k1", "q2", "k2", "v"))
+            output, survivors = ta.differential_threshold_rela(
+                *tensors, beta=t["beta"], lam=t["lam"], return_statistics=True, **options
+            )
+        results["output"][queries] = output[0].detach().transpose(0, 1)
+        results["survivors"][:, queries] = survivors[0]
+        names = [name for name in packed.names if t[name].dim() == 4]
+        grads = torch.autograd.grad(output, [t[name] for name in names], cotangent[queries].transpose(0, 1)[None])
+        for name, gradient in zip(names, grads, strict=True):
+            results[name][queries if name[0] == "q" else keys] = gradient[0].transpose(0, 1)
+    return results
+
+
+@pytest.mark.parametrize("power", [2.0, 3.0])
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("views", [1, 2])
+def test_documents_have_the_bits_of_calls_of_their_own(views, dtype, dim, packing, power):
+    packed = documents(packing, views=views, dim=dim, dtype=dtype)
+    expected = one_by_one(packed, power=power)
+    assert_same(expected, everything(packed, **packed.longest(), power=power))
+    assert_same(expected, everything(packed, power=power))
+
+
+@pytest.mark.parametrize("switch", ["TDA_SM90_SCREEN", "TDA_SM90_DENSE"])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+def test_outputs_do_not_depend_on_the_kernel(monkeypatch, views, dim, switch):
+    packed = documents("long among short", views=views, dim=dim)
+    expected = everything(packed)
+    monkeypatch.setenv(switch, "off")
+    assert_same(expected, everything(packed), ("output", "survivors"))
+
+
+def test_documents_that_are_dense_beside_sparse_ones():
+    """Keys that equal their queries in one document of a head, and nothing alike in the others."""
+    packed = documents("long among short", betas=[0.6] * 4)
+    rows, keys = packed.rows()[1]
+    with torch.no_grad():
+        direction = torch.ones(64, device="cuda")
+        for name, part in (("q1", rows), ("q2", rows), ("k1", keys), ("k2", keys)):
+            packed.tensors[name][part] += 3 * direction
+    expected = one_by_one(packed)
+    assert_same(expected, everything(packed))
+
+
+@pytest.mark.parametrize("betas", [[SPARSE] * 4, [OPEN] * 4], ids=["sparse", "dense"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("place", ["inputs", "cotangent", "all"])
+def test_a_document_full_of_what_is_not_finite_disturbs_no_other(place, views, dim, value, betas):
+    packed = documents("fewer queries than keys", views=views, dim=dim, betas=betas)
+    cotangent = cotangent_of(packed.tensors["q1"])
+    before = everything(packed, cotangent)
+    spoiled = (1, 3, 6)
+    rows = packed.rows()
+    for queries, keys in (rows[d] for d in spoiled):
+        if place != "inputs":
+            cotangent[queries] = value
+        if place != "cotangent":
+            with torch.no_grad():
+                for name in packed.names:
+                    if packed.tensors[name].dim() == 3:
+                        packed.tensors[name][queries if name[0] == "q" else keys] = value
+    after = everything(packed, cotangent)
+    for d, (queries, keys) in enumerate(rows):
+        if d in spoiled:
+            continue
+        assert torch.equal(before["survivors"][:, queries], after["survivors"][:, queries])
+        for name in ("output", *(n for n in packed.names if packed.tensors[n].dim() == 3)):
+            part = queries if name == "output" or name[0] == "q" else keys
+            assert torch.equal(before[name][part], after[name][part]), (d, name)
+    queries = rows[spoiled[0]][0]
+    if place != "cotangent":
+        assert after["output"][queries].isnan().all()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+def test_every_output_is_written(views, dim, packing):
+    """Memory that PyTorch hands out is filled with NaN, workspaces and the survivor index with ones."""
+    packed = documents(packing, views=views, dim=dim)
+    expected = everything(packed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert_same(expected, everything(packed))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+def test_repeats_to_the_bit(views, dim):
+    packed = documents("long among short", views=views, dim=dim)
+    first = everything(packed)
+    for _ in range(20):
+        assert_same(first, everything(packed))
+
+
+@pytest.mark.parametrize("packing", LARGE)
+def test_many_short_documents_and_few_long_ones(packing):
+    packed = documents(packing)
+    ours, rows = everything(packed, **packed.longest()), packed.rows()
+    counters = ta.screening_counters(4, device="cuda")
+    packed.attend(ta, screening_counters=counters)
+    tiles = sum((q + 63) // 64 for q, _ in LARGE[packing])
+    assert counters[:, 0].tolist() == [tiles] * 4  # they come from the Hopper kernels alone
+    cases = packed.documents()
+    for d in sorted({0, 1, len(rows) // 2, len(rows) - 1}):
+        t = cases[d]
+        tensors = (t[name] for name in ("q1", "k1", "q2", "k2", "v"))
+        alone, survivors = ta.differential_threshold_rela(
+            *tensors, beta=t["beta"], lam=t["lam"], return_statistics=True
+        )
+        assert torch.equal(ours["output"][rows[d][0]], alone[0].transpose(0, 1)), d
+        assert torch.equal(ours["survivors"][:, rows[d][0]], survivors[0]), d
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+def test_one_graph_serves_other_offsets(dim):
+    packed = documents("around tiles", dim=dim)
+    total, cotangent = sum(q for q, _ in packed.lengths), cotangent_of(packed.tensors["q1"])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        everything(packed, cotangent)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = everything(packed, cotangent)
+    for cuts in ([5, 5, 6, 7, 300, 301, 900, 1000], [total] * 8, [0] * 8, [1, 2, 3, 4, 5, 6, 7, total - 1]):
+        offsets = torch.tensor([0, *cuts, total], dtype=torch.int32, device="cuda")
+        packed.cu_seqlens_q.copy_(offsets)
+        packed.cu_seqlens_k.copy_(offsets)
+        graph.replay()
+        packed.lengths = [(b - a, b - a) for a, b in itertools.pairwise(offsets.tolist())]
+        assert_same(one_by_one(packed), captured)
