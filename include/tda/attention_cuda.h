@@ -7,7 +7,8 @@
 //
 // Packed documents: the offsets of PackedDocuments are device pointers, and as the host does not read them, they are
 // not checked: offsets that break the rules, or a document longer than longest_query and longest_key say, are undefined
-// behaviour. These two bound the launch; the total lengths always do.
+// behaviour. These two bound the launch; the total lengths always do. On Hopper the same kernels serve as without
+// documents, and a document has the bits of a call of its own.
 //
 // Errors. A bad argument gives a Status that names the argument, its value and what was expected, before any launch.
 // A launch that fails gives a Status with the kernel's name; a fault inside a running kernel surfaces, as always with

@@ -1,12 +1,14 @@
 """Forward and backward through every kernel family, small, for compute-sanitizer: scripts/gpu/sanitize.sh.
 
-Families: half (sm_90, or the portable kernels elsewhere), pairs (lists of survivors, T = 8192), fp32 (screened, shared
-strips, dense). Prints a line a case, and nothing about values: those are the tests' business.
+Families: half (sm_90, or the portable kernels elsewhere), packed (the same with packed documents), pairs (lists of
+survivors, T = 8192), fp32 (screened, shared strips, dense). Prints a line a case, and nothing about values: those are
+the tests' business.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import torch
 
@@ -43,9 +45,35 @@ def run(heads: int, dim: int, length: int, views: int, dtype: torch.dtype, beta:
     print(heads, dim, length, views, dtype, beta, power, flush=True)
 
 
+def run_packed(
+    heads: int, dim: int, lengths: list[tuple[int, int]], views: int, dtype: torch.dtype, beta: float
+) -> None:
+    """One forward and backward over packed documents of these numbers of queries and keys."""
+    generator = torch.Generator("cuda").manual_seed(len(lengths))
+    totals = [sum(row) for row in zip(*lengths, strict=True)]
+    offsets = [
+        torch.tensor([0, *itertools.accumulate(row)], dtype=torch.int32, device="cuda")
+        for row in zip(*lengths, strict=True)
+    ]
+
+    def tensor(total: int) -> torch.Tensor:
+        return torch.randn(total, heads, dim, generator=generator, device="cuda").to(dtype).requires_grad_()
+
+    inputs = [tensor(total) for _ in range(views) for total in totals]
+    v, betas = tensor(totals[1]), torch.full((heads,), beta, device="cuda", requires_grad=True)
+    if views == 1:
+        output = ta.threshold_rela_varlen(*inputs, v, *offsets, beta=betas)
+    else:
+        lam = torch.full((heads,), 0.4, device="cuda")
+        output = ta.differential_threshold_rela_varlen(*inputs, v, *offsets, beta=betas, lam=lam)
+    torch.autograd.grad(output, [*inputs, v, betas], torch.ones_like(output))
+    torch.cuda.synchronize()
+    print(heads, dim, lengths, views, dtype, beta, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="+", choices=["half", "pairs", "fp32"])
+    parser.add_argument("families", nargs="+", choices=["half", "packed", "pairs", "fp32"])
     families = parser.parse_args().families
     if "half" in families:
         for dim in (64, 128):
@@ -54,6 +82,12 @@ def main() -> None:
                 run(3, dim, 300, views, FP16, 0.0)
         run(3, 64, 333, 1, BF16, 0.5, 1.5)
         run(3, 48, 200, 2, BF16, 0.5)
+    if "packed" in families:
+        lengths = [(3, 3), (0, 0), (65, 129), (0, 19), (257, 300), (1, 1), (128, 128), (0, 0)]
+        for dim in (64, 128):
+            for views in (1, 2):
+                run_packed(2, dim, lengths, views, BF16, 0.6)
+                run_packed(2, dim, lengths, views, FP16, 0.0)
     if "pairs" in families:
         run(2, 64, 8192, 1, BF16, 1.4)
         run(2, 128, 8192, 2, FP16, 1.4)
