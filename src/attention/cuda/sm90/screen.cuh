@@ -87,7 +87,7 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
   }
 }
 
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kListing>
 __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t keys,
                                                 ScreenTail& tail) {
   using Plan = ScreenPlan<kHeadDim>;
@@ -136,7 +136,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       const int strip =
           ((view * a.batch * a.query_heads + job.head_of_all) * a.row_blocks + job.block) * kStripsPerBlock + warp;
       const auto words = [&] { return a.flags + static_cast<std::int64_t>(strip) * a.flag_words; };
-      int count = a.listing ? 0 : kStripKeys + 1;
+      int count = 0;
       const int limit = a.position_offset + row;  // last key that row g sees
       const int first_position = a.position_offset + first_row;
       std::uint32_t history = 0;
@@ -178,7 +178,8 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
             }
           }
           if (half == 1 && lane == 0) barrier_arrive(shared_address(&tail.key_empty[key_slot]));
-          if (__any_sync(0xffffffffu, static_cast<std::int32_t>(bit[0] | bit[1]) < 0) && count <= kStripKeys) {
+          if (kListing && __any_sync(0xffffffffu, static_cast<std::int32_t>(bit[0] | bit[1]) < 0) &&
+              count <= kStripKeys) {
             const CandidateList list(a, strip);
 #pragma unroll
             for (int block = 0; block < 2; ++block) {
@@ -208,7 +209,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
           const std::uint32_t blocks = (votes[0] | votes[1] | votes[2] | votes[3]) >> 16;
           const int keys = static_cast<int>((votes[0] & 0xffffu) + (votes[1] & 0xffffu) + (votes[2] & 0xffffu) +
                                             (votes[3] & 0xffffu));
-          const bool crowded = keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
+          const bool crowded = !kListing || keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
           if (crowded && __popc(blocks) >= kDenseBlocks) {
             outcome = kDenseVote;  // should the rest of the row block be sparse: all blocks are candidates
             for (int w = lane; w <= (tiles - 1) >> 3; w += 32) words()[w] = 0xffffffffu;
@@ -240,7 +241,8 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   }
 }
 
-template <typename Element, int kHeadDim>
+// kListing: candidate keys are listed, too (ForwardArguments::listing).
+template <typename Element, int kHeadDim, bool kListing>
 __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     screen(const __grid_constant__ ForwardArguments a) {
   using Plan = ScreenPlan<kHeadDim>;
@@ -272,11 +274,11 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     if (thread == 0) {
       screen_producer<kHeadDim>(a, queries, keys, tail);
     } else if (thread >= 32) {
-      screen_dispatcher<Element, kHeadDim>(a, tail, thread - 32);
+      screen_dispatcher<Element, kHeadDim, kListing>(a, tail, thread - 32);
     }
   } else {
     grow_registers<112>();
-    screen_consumer<Element, kHeadDim>(a, queries, keys, tail);
+    screen_consumer<Element, kHeadDim, kListing>(a, queries, keys, tail);
   }
 }
 

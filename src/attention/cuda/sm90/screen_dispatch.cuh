@@ -13,20 +13,22 @@ __device__ __forceinline__ int keys_of_views(int counts) { return (counts & 0xff
 
 // Whether a row tile goes by its lists of `keys` candidate keys rather than by its candidate blocks of 64 keys. The
 // blocks of strips may coincide, so there are candidates / 4 of them at least.
-__device__ __forceinline__ bool is_listed(const ForwardArguments& a, int candidates, int keys) {
-  return a.listing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
+template <bool kListing>
+__device__ __forceinline__ bool is_listed(int candidates, int keys) {
+  return kListing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
 }
 
 // Hands out the 256 rows of a finished job: dense together, or sparse row tiles by their number of candidates, or by
 // strips with lists. `candidates` and `keys` are those of row tile `lane` of the block, `strip_keys` those of both
 // views of strip `lane`.
+template <bool kListing>
 __device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, int candidates, int keys,
                                          int strip_keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int tile = job.block * kTilesPerBlock + lane;
   const bool exists = lane < kTilesPerBlock && tile < a.row_tiles;
   const bool dense = a.dense_kernel && __all_sync(0xffffffffu, !exists || candidates < 0);
-  const bool listed = exists && is_listed(a, candidates, keys);
+  const bool listed = exists && is_listed<kListing>(candidates, keys);
   // What goes by lists is not crowded, however many blocks hold a candidate.
   count_row_tile(a, job.head_of_all % a.query_heads, tile, exists, dense, listed ? 1 : candidates,
                  candidates != kUnscreened);
@@ -84,7 +86,7 @@ __device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, int 
 }
 
 // Three warps beside the producer: they hand out finished jobs and write empty rows, while the consumers go on.
-template <typename Element, int kHeadDim>
+template <typename Element, int kHeadDim, bool kListing>
 __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, ScreenTail& tail, int thread) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   for (int turn = 0;; ++turn) {
@@ -107,14 +109,14 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.dispatched[place]));
     const ScreenJob job = screen_job(a, claimed);
-    if (thread < 32) hand_out(a, job, candidates, keys, strip_keys);
+    if (thread < 32) hand_out<kListing>(a, job, candidates, keys, strip_keys);
 #pragma unroll 1
     for (int w = 0; w < kTilesPerBlock; ++w) {
       const int tile = job.block * kTilesPerBlock + w;
       if (tile >= a.row_tiles) break;
       const int tile_candidates = __shfl_sync(0xffffffffu, candidates, w);
       if (tile_candidates == 0) write_empty_rows<Element, kHeadDim>(a, job.head_of_all, tile, thread);
-      if (tile_candidates == 0 || is_listed(a, tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
+      if (tile_candidates == 0 || is_listed<kListing>(tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
         clear_index(a, job.head_of_all, tile, thread);
       }
     }
