@@ -159,7 +159,7 @@ __device__ __forceinline__ void copy_rows(std::uint32_t destination, const Strea
 template <int kHeadDim>
 __device__ __forceinline__ void copy_last_rows(std::uint32_t destination, const StreamSource& source, int row,
                                                int rows) {
-  const std::int64_t start = portable::row_offset(source.tensor, source.batch, source.head, row);
+  const std::int64_t start = portable::row_offset(source.tensor, source.batch, source.head, rows > 0 ? row : 0);
   copy_document_rows<kHeadDim>(destination, static_cast<const std::uint16_t*>(source.tensor.data) + start,
                                source.tensor.row_stride, rows);
 }
