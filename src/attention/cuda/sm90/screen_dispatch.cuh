@@ -8,9 +8,6 @@
 
 namespace tda::cuda::sm90 {
 
-// Of a strip, from the lengths of its lists in the halves of a word.
-__device__ __forceinline__ int keys_of_views(int counts) { return (counts & 0xffff) + (counts >> 16); }
-
 // Whether a row tile goes by its lists of `keys` candidate keys rather than by its candidate blocks of 64 keys. The
 // blocks of strips may coincide, so there are candidates / 4 of them at least.
 template <bool kListing>
@@ -37,13 +34,13 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const Screen
     return;
   }
   const std::int64_t strips = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kStripsPerBlock;
-  if (__shfl_sync(0xffffffffu, listed, lane / 4) && lane < kStripsPerBlock) {
-    const int sum = keys_of_views(strip_keys);
+  const int first_row = job.block * kScreenRows + lane * kStripRows;
+  if (__shfl_sync(0xffffffffu, listed, lane / 4) && lane < kStripsPerBlock && first_row < a.query_length) {
+    const int sum = list_lengths(strip_keys);
     const int bucket = sum == 0 ? 0 : 31 - __clz(sum);
     const int position = atomicAdd(&a.counters->listed_jobs[bucket], 1);
     a.listed_list[bucket * strips + position] =
-        ListedJob{job.head_of_all / a.query_heads, job.head_of_all % a.query_heads,
-                  job.block * kScreenRows + lane * kStripRows, strip_keys};
+        ListedJob{job.head_of_all / a.query_heads, job.head_of_all % a.query_heads, first_row, strip_keys};
   }
   if (!exists || candidates == 0 || listed) return;
   constexpr int kHeaviest = kBuckets - 1;
@@ -100,10 +97,10 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
       const int* parts = &tail.candidates[place][lane * 4];
       candidates = parts[0] < 0 ? parts[0] : parts[0] + parts[1] + parts[2] + parts[3];
       const int* listed = &tail.listed[place][lane * 4];
-      keys = min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
-                 ? kNotListed
-                 : keys_of_views(listed[0]) + keys_of_views(listed[1]) + keys_of_views(listed[2]) +
-                       keys_of_views(listed[3]);
+      keys =
+          min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
+              ? kNotListed
+              : list_lengths(listed[0]) + list_lengths(listed[1]) + list_lengths(listed[2]) + list_lengths(listed[3]);
     }
     const int strip_keys = tail.listed[place][lane & (kStripsPerBlock - 1)];
     __syncwarp();
