@@ -124,8 +124,8 @@ def test_rows_whose_blocks_are_all_live_go_by_lists(monkeypatch) -> None:
     ta.threshold_rela(q, k, v, beta=beta, screening_counters=counters)
     monkeypatch.setenv("TDA_SM90_LISTED", "off")
     ta.threshold_rela(q, k, v, beta=beta, screening_counters=crowded)
-    assert ta.screening_report(counters)[0].crowded == 0
-    assert ta.screening_report(crowded)[0].crowded > 100
+    assert ta.screening_report(counters)[0].crowded < 0.1  # the first rows have many candidates a block
+    assert ta.screening_report(crowded)[0].crowded > 0.5
 
 
 @pytest.mark.parametrize("length", [8208, 8255])
