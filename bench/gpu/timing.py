@@ -92,6 +92,18 @@ class Stopwatch(Protocol):
         """The call, or a replay of it if the host cannot launch it as fast as the device runs it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """Replays a captured call, and keeps it: the graph reads tensors that nothing else may hold, such as what a forward
+    left for its backward. Freed, they would be overwritten, and another amount of work be timed."""
+
+    graph: torch.cuda.CUDAGraph
+    captured: Call
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 class DeviceStopwatch:
     """Device events on the current stream."""
 
@@ -133,7 +145,7 @@ class DeviceStopwatch:
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             call()
         graph.replay()
-        return graph.replay
+        return Replay(graph, call)
 
 
 @dataclasses.dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from bench.gpu.contenders import FORWARD
 from bench.gpu.inputs import Shape
 from bench.gpu.measuring import Bench, measure_row
 from bench.gpu.result import ROW, TIMING
-from bench.gpu.timing import QUICK, SCALING, STANDARD, BurstPlan, Contender, Timing, measure
+from bench.gpu.timing import QUICK, SCALING, STANDARD, BurstPlan, Contender, Replay, Timing, measure
 
 
 class FakeStopwatch:
@@ -156,3 +158,23 @@ def test_claims_use_what_exists():
             assert hasattr(torch, case.dtype)
             assert case.regime != "trained" or (case.shape.dim == 64 and case.shape.length <= 4096)
             assert "naive" not in case.peers or case.shape.length <= 4096
+
+
+def test_a_replay_keeps_the_tensors_that_its_graph_reads():
+    saved = torch.zeros(3)
+    freed = weakref.ref(saved)
+    replays = []
+
+    class Graph:
+        def replay(self) -> None:
+            replays.append(1)
+
+    def call(tensor=saved) -> torch.Tensor:
+        return tensor
+
+    replay = Replay(Graph(), call)
+    del saved, call
+    gc.collect()
+    replay()
+    assert freed() is not None
+    assert replays == [1]

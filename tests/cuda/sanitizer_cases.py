@@ -91,6 +91,7 @@ def main() -> None:
     if "pairs" in families:
         run(2, 64, 8192, 1, BF16, 1.4)
         run(2, 128, 8192, 2, FP16, 1.4)
+        run(1, 64, 8255, 2, BF16, 1.0)
     if "fp32" in families:
         run(12, 64, 512, 1, FP32, 1.0)
         run(12, 64, 384, 2, FP32, 1.0)

@@ -109,3 +109,36 @@ def test_a_key_that_is_not_finite_makes_every_row_behind_it_nan() -> None:
     output = ta.threshold_rela(q, k, v, beta=torch.ones(1, device="cuda"))[0, 0]
     assert output[6000:].isnan().all()
     assert output[:6000].isfinite().all()
+
+
+def test_rows_whose_blocks_are_all_live_go_by_lists(monkeypatch) -> None:
+    """Where lists hold the candidates, such row tiles are not crowded, and without lists they are."""
+    torch.manual_seed(3)
+    q, k, v = (normal(1, LISTED, 64, torch.bfloat16) for _ in range(3))
+    direction = torch.randn(64, device="cuda")
+    k[:, :, ::64] = direction.bfloat16()
+    q[:] = (2 * direction + torch.randn(LISTED, 64, device="cuda")).bfloat16()
+    beta = torch.ones(1, device="cuda")
+    counters = ta.screening_counters(1, device="cuda")
+    crowded = ta.screening_counters(1, device="cuda")
+    ta.threshold_rela(q, k, v, beta=beta, screening_counters=counters)
+    monkeypatch.setenv("TDA_SM90_LISTED", "off")
+    ta.threshold_rela(q, k, v, beta=beta, screening_counters=crowded)
+    assert ta.screening_report(counters)[0].crowded < 0.1  # the first rows have many candidates a block
+    assert ta.screening_report(crowded)[0].crowded > 0.5
+
+
+@pytest.mark.parametrize("length", [8208, 8255])
+def test_a_bad_key_in_the_last_tile_stays_inside_the_tensors(monkeypatch, length) -> None:
+    """Its tile is a candidate for every row, those behind the end must not reach for keys behind the end."""
+    torch.manual_seed(4)
+    q, k, v = (normal(1, length, 64, torch.bfloat16) for _ in range(3))
+    k[:, :, -5] = float("nan")
+    beta = torch.full((1,), 0.8, device="cuda")
+    output, survivors = ta.threshold_rela(q, k, v, beta=beta, return_statistics=True)
+    assert output[:, :, -5:].isnan().all()
+    assert output[:, :, :-5].isfinite().all()
+    monkeypatch.setenv("TDA_SM90_LISTED", "off")
+    expected, expected_survivors = ta.threshold_rela(q, k, v, beta=beta, return_statistics=True)
+    assert torch.equal(output.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert torch.equal(survivors, expected_survivors)

@@ -9,9 +9,11 @@
 
 namespace tda::cuda::sm90 {
 
-__device__ __forceinline__ int list_length(const ListedJob& job, int view) {
-  return view == 0 ? job.counts & 0xffff : job.counts >> 16;
-}
+// The lengths of a strip's lists go together in a word, that of view 2 in the upper half.
+__device__ __forceinline__ int list_length(int counts, int view) { return view == 0 ? counts & 0xffff : counts >> 16; }
+__device__ __forceinline__ int list_lengths(int counts) { return list_length(counts, 0) + list_length(counts, 1); }
+
+constexpr int kListBytes = kStripKeys * 4;  // room for a list of either kind in shared memory
 
 // The list of strip `strip` of all (views, B H_q, row_blocks * 16), for one warp.
 class CandidateList {

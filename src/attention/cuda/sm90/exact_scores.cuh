@@ -1,4 +1,5 @@
-// The exact arithmetic that the product and the dense kernel share, so that a row has the same bits from either.
+// The exact arithmetic that the product, the listed product and the dense kernel share, so that a row has the same bits
+// from each.
 //
 // Scores come from the raw 16-bit q and k, accumulated in fp32: s_ij |q'_i| = <q'_i, k_j> / |k_j|, where q' is the
 // query row times a power of two (query_scale), and t_ij = s_ij |q'_i| - tau_i |q'_i| takes one fused multiply-add. One

@@ -215,8 +215,8 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
   if (compute_capability != 90 || !is_supported_shape(shape, call.options)) return false;
   constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
   const Workspace w = plan_workspace(shape, call.options, call.documents);
-  if (w.scale_pitch > kLargest || shape.key_length > kLargest / 2 ||
-      shape.batch * shape.query_heads * w.row_tiles > kLargest / 8 ||
+  const std::int64_t strips = call.options.views * shape.batch * shape.query_heads * w.row_blocks * kStripsPerBlock;
+  if (w.scale_pitch > kLargest || shape.key_length > kLargest / 2 || strips > kLargest ||
       call.options.views * shape.batch * shape.key_heads * w.key_tiles > kLargest / 2) {
     return false;
   }
@@ -227,7 +227,7 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
     }
   }
   for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
-    if (std::abs(keys->row_stride) > kLargest / 2) return false;  // in bytes it fits into an int
+    if (has_candidate_lists(shape) && keys->row_stride > kLargest / 2) return false;  // in bytes it fits into an int
   }
   const Tensor& output = call.outputs.output;
   const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};

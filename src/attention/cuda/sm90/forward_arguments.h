@@ -3,13 +3,15 @@
 // The forward is a chain of kernels on one stream:
 //   prepare_keys   1/|k|, an 8-bit copy of the unit keys with its error bound; clears the counters
 //   screen         8-bit scores of all visible pairs; certifies blocks of 16 queries x 64 keys as empty, zeroes rows
-//                  without a candidate and hands out the others: sparse row tiles by weight, dense row blocks apart
+//                  without a candidate and hands out the others: sparse row tiles and listed strips by weight, dense
+//                  row blocks apart
 //   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
 //   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
 //   listed         the same on single candidate keys, for row tiles that have few; begins beside the product
 // With packed documents plan_documents comes first, and nothing goes by lists.
 // Outputs do not depend on which kernel computes a row nor on the false candidates it meets: all use the same exact
-// scores in the same order, 16 aligned keys at a time, and keys without survivors add nothing.
+// scores in the same order, 16 aligned keys at a time, and keys without survivors add nothing. (A row whose result is
+// not finite is computed once more in fp32, and which rows that concerns depends on the kernel: exact_scores.cuh.)
 #pragma once
 
 #include <cuda.h>

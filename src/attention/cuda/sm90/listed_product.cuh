@@ -9,7 +9,7 @@
 // Bits. The kernels by blocks multiply 16 aligned keys at a time; on Hopper mma and wgmma give the same bits, wherever
 // in those 16 an element stands. So dims may be permuted inside 16, keys may stand anywhere in their 16, columns of the
 // output may be any, and slices go one by one, in ascending order.
-// Cost: about 30 instructions and D/8 products for a key in a slice of its own.
+// Cost: about 60 instructions and D/8 products for a key in a slice of its own, half of them in the loop over slices.
 #pragma once
 
 #include "attention/cuda/common/copy_engine.cuh"
@@ -27,7 +27,6 @@ struct ListedPlan {
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kBlocksPerProcessor = kViews * kHeadDim == 64 ? 4 : kViews * kHeadDim == 256 ? 2 : 3;
   static constexpr int kStripBytes = kStripRows * kHeadDim * 2;  // of one view
-  static constexpr int kListBytes = kStripKeys * 4;              // of one view
   static constexpr int kSlotBytes = kViews * (kStripBytes + kListBytes);
   static constexpr int kUnionBytes = kViews == 2 ? 4 * kListBytes : 0;
   static constexpr int kWarpBytes = kSlotBytes + kUnionBytes + 128;
@@ -168,14 +167,13 @@ __device__ __forceinline__ int count_below(const CandidateList& keys, int count,
 // Asks for the lists of a strip, for a slot of shared memory: as they lie in global memory, up to 15 bytes more.
 template <int kViews>
 __device__ __forceinline__ void fetch_lists(const ForwardArguments& a, const ListedJob& job, char* lists) {
-  constexpr int kListBytes = kStripKeys * 4;
   const int lane = static_cast<int>(threadIdx.x & 31);
 #pragma unroll
   for (int view = 0; view < kViews; ++view) {
     const int strip = ((view * a.batch + job.batch) * a.query_heads + job.head) * a.row_blocks * kStripsPerBlock +
                       job.first_row / kStripRows;
     const CandidateList list(a, strip);
-    const int bytes = list_length(job, view) * list.key_bytes();
+    const int bytes = list_length(job.counts, view) * list.key_bytes();
     for (int i = 16 * lane; i < bytes; i += 16 * 32) {
       copy_async(lists + view * kListBytes + i, list.data() + i, true);
     }
@@ -187,8 +185,8 @@ __device__ __forceinline__ void fetch_lists(const ForwardArguments& a, const Lis
 __device__ __forceinline__ int unite(const ForwardArguments& a, const ListedJob& job, char* lists, int* keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const CandidateList first(a, lists);
-  const CandidateList second(a, lists + kStripKeys * 4);
-  const int counts[2] = {list_length(job, 0), list_length(job, 1)};
+  const CandidateList second(a, lists + kListBytes);
+  const int counts[2] = {list_length(job.counts, 0), list_length(job.counts, 1)};
   const int all = counts[0] + counts[1];
   int* const merged = keys + 2 * kStripKeys;
   for (int i = lane; i < counts[0]; i += 32) merged[i + count_below<false>(second, counts[1], first[i])] = first[i];
@@ -261,7 +259,7 @@ __device__ __forceinline__ void listed_strip(const ForwardArguments& a, const Li
   const int row = job.first_row + (static_cast<int>(threadIdx.x & 31) >> 2);
 
   char* const lists_of_views = slot + kViews * Plan::kStripBytes;
-  int count = list_length(job, 0);
+  int count = list_length(job.counts, 0);
   if constexpr (kViews == 2) count = unite(a, job, lists_of_views, both);
   const StripKeys<kViews> keys(a, lists_of_views, both);
   QueryRows rows[kViews];
@@ -300,9 +298,8 @@ __device__ __forceinline__ void listed_strip(const ForwardArguments& a, const Li
       alive[view] = survivors_of(t[view]);
       live[view] = live_columns(alive[view]);
     }
-    const std::uint32_t any = alive[0] | alive[kViews - 1];
-    survivors[0] += __popc(any & 0x33u);
-    survivors[1] += __popc(any & 0xccu);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) survivors[i >> 1 & 1] += t[0][i] > 0.0f || t[kViews - 1][i] > 0.0f;
     std::uint32_t weights[1][4];
     if constexpr (kViews == 1) {
       weigh<Element, kSquare>(t[0], a.power, weights);

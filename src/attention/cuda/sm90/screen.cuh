@@ -94,7 +94,7 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
   }
 }
 
-template <typename Element, int kHeadDim, bool kPacked>
+template <typename Element, int kHeadDim, bool kPacked, bool kListing>
 __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t keys,
                                                 ScreenTail& tail) {
   using Plan = ScreenPlan<kHeadDim>;
@@ -144,7 +144,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       const int strip =
           ((view * a.batch * a.query_heads + job.head_of_all) * a.row_blocks + job.slot) * kStripsPerBlock + warp;
       const auto words = [&] { return a.flags + static_cast<std::int64_t>(strip) * a.flag_words; };
-      int count = !kPacked && a.listing ? 0 : kStripKeys + 1;
+      int count = 0;
       const int limit = s.offset() + row;  // last key that row g sees
       const int first_position = s.offset() + first_row;
       std::uint32_t history = 0;
@@ -186,7 +186,8 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
             }
           }
           if (half == 1 && lane == 0) barrier_arrive(shared_address(&tail.key_empty[key_slot]));
-          if (__any_sync(0xffffffffu, static_cast<std::int32_t>(bit[0] | bit[1]) < 0) && count <= kStripKeys) {
+          if (kListing && __any_sync(0xffffffffu, static_cast<std::int32_t>(bit[0] | bit[1]) < 0) &&
+              count <= kStripKeys) {
             const CandidateList list(a, strip);
 #pragma unroll
             for (int block = 0; block < 2; ++block) {
@@ -216,7 +217,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
           const std::uint32_t blocks = (votes[0] | votes[1] | votes[2] | votes[3]) >> 16;
           const int keys = static_cast<int>((votes[0] & 0xffffu) + (votes[1] & 0xffffu) + (votes[2] & 0xffffu) +
                                             (votes[3] & 0xffffu));
-          const bool crowded = keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
+          const bool crowded = !kListing || keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
           if (crowded && __popc(blocks) >= kDenseBlocks) {
             outcome = kDenseVote;  // should the rest of the row block be sparse: all blocks are candidates
             for (int w = lane; w <= (tiles - 1) >> 3; w += 32) words()[w] = 0xffffffffu;
@@ -248,7 +249,8 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   }
 }
 
-template <typename Element, int kHeadDim, bool kPacked>
+// kListing: candidate keys are listed, too (ForwardArguments::listing).
+template <typename Element, int kHeadDim, bool kPacked, bool kListing>
 __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     screen(const __grid_constant__ ForwardArguments a) {
   using Plan = ScreenPlan<kHeadDim>;
@@ -280,11 +282,11 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     if (thread == 0) {
       screen_producer<kHeadDim, kPacked>(a, queries, keys, tail);
     } else if (thread >= 32) {
-      screen_dispatcher<Element, kHeadDim, kPacked>(a, tail, thread - 32);
+      screen_dispatcher<Element, kHeadDim, kPacked, kListing>(a, tail, thread - 32);
     }
   } else {
     grow_registers<112>();
-    screen_consumer<Element, kHeadDim, kPacked>(a, queries, keys, tail);
+    screen_consumer<Element, kHeadDim, kPacked, kListing>(a, queries, keys, tail);
   }
 }
 

@@ -88,7 +88,7 @@ __device__ __forceinline__ void quantise_queries(const ForwardArguments& a, std:
     // A zero row scores 0 everywhere; a row that is not finite must reach the exact kernel; rows behind the end never.
     if (c[h] == 0.0f) bound[h] = {tau > 0.0f && norm < 1.0f ? 1e30f : -1e30f, 0.0f, 0.0f};
     if (!(norm < 1e30f)) bound[h] = {-1e30f, 0.0f, 0.0f};
-    if (!inside) bound[h] = {1e30f, 0.0f, 0.0f};
+    if (!inside) bound[h] = {1e30f, 1e30f, 1e30f};  // an infinite error of a bad key does not reach it either
   }
 }
 

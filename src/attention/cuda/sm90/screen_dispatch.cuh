@@ -14,27 +14,24 @@ __device__ __forceinline__ int last_visible_key(const Sequence<kPacked>& s, int 
   return s.offset() + min((tile + 1) * kRowTile, s.query_length()) - 1;
 }
 
-// Of a strip, from the lengths of its lists in the halves of a word.
-__device__ __forceinline__ int keys_of_views(int counts) { return (counts & 0xffff) + (counts >> 16); }
-
 // Whether a row tile goes by its lists of `keys` candidate keys rather than by its candidate blocks of 64 keys. The
 // blocks of strips may coincide, so there are candidates / 4 of them at least.
-template <bool kPacked>
-__device__ __forceinline__ bool is_listed(const ForwardArguments& a, int candidates, int keys) {
-  return !kPacked && a.listing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
+template <bool kListing>
+__device__ __forceinline__ bool is_listed(int candidates, int keys) {
+  return kListing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
 }
 
 // Hands out the 256 rows of a finished job: dense together, or sparse row tiles by their number of candidates, or by
 // strips with lists. `candidates` and `keys` are those of row tile `lane` of the block, `strip_keys` those of both
 // views of strip `lane`.
-template <bool kPacked>
+template <bool kPacked, bool kListing>
 __device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, const RowBlock<kPacked>& rows,
                                          int candidates, int keys, int strip_keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int tile = rows.block * kTilesPerBlock + lane;
   const bool exists = lane < kTilesPerBlock && tile * kRowTile < rows.sequence.query_length();
   const bool dense = a.dense_kernel && __all_sync(0xffffffffu, !exists || candidates < 0);
-  const bool listed = exists && is_listed<kPacked>(a, candidates, keys);
+  const bool listed = exists && is_listed<kListing>(candidates, keys);
   // What goes by lists is not crowded, however many blocks hold a candidate.
   count_row_tile(a, rows.head, last_visible_key(rows.sequence, tile), exists, dense, listed ? 1 : candidates,
                  candidates != kUnscreened);
@@ -43,12 +40,13 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const Screen
     return;
   }
   const std::int64_t strips = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kStripsPerBlock;
-  if (__shfl_sync(0xffffffffu, listed, lane / 4) && lane < kStripsPerBlock) {
-    const int sum = keys_of_views(strip_keys);
+  const int first_row = rows.block * kScreenRows + lane * kStripRows;
+  if (__shfl_sync(0xffffffffu, listed, lane / 4) && lane < kStripsPerBlock &&
+      first_row < rows.sequence.query_length()) {
+    const int sum = list_lengths(strip_keys);
     const int bucket = sum == 0 ? 0 : 31 - __clz(sum);
     const int position = atomicAdd(&a.counters->listed_jobs[bucket], 1);
-    a.listed_list[bucket * strips + position] =
-        ListedJob{rows.sequence.batch(), rows.head, rows.block * kScreenRows + lane * kStripRows, strip_keys};
+    a.listed_list[bucket * strips + position] = ListedJob{rows.sequence.batch(), rows.head, first_row, strip_keys};
   }
   if (!exists || candidates == 0 || listed) return;
   constexpr int kHeaviest = kBuckets - 1;
@@ -91,7 +89,7 @@ __device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, cons
 }
 
 // Three warps beside the producer: they hand out finished jobs and write empty rows, while the consumers go on.
-template <typename Element, int kHeadDim, bool kPacked>
+template <typename Element, int kHeadDim, bool kPacked, bool kListing>
 __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, ScreenTail& tail, int thread) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   for (int turn = 0;; ++turn) {
@@ -105,24 +103,24 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
       const int* parts = &tail.candidates[place][lane * 4];
       candidates = parts[0] < 0 ? parts[0] : parts[0] + parts[1] + parts[2] + parts[3];
       const int* listed = &tail.listed[place][lane * 4];
-      keys = min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
-                 ? kNotListed
-                 : keys_of_views(listed[0]) + keys_of_views(listed[1]) + keys_of_views(listed[2]) +
-                       keys_of_views(listed[3]);
+      keys =
+          min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
+              ? kNotListed
+              : list_lengths(listed[0]) + list_lengths(listed[1]) + list_lengths(listed[2]) + list_lengths(listed[3]);
     }
     const int strip_keys = tail.listed[place][lane & (kStripsPerBlock - 1)];
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.dispatched[place]));
     const ScreenJob job = screen_job<kPacked>(a, claimed);
     const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
-    if (thread < 32) hand_out<kPacked>(a, job, rows, candidates, keys, strip_keys);
+    if (thread < 32) hand_out<kPacked, kListing>(a, job, rows, candidates, keys, strip_keys);
 #pragma unroll 1
     for (int w = 0; w < kTilesPerBlock; ++w) {
       const int tile = rows.block * kTilesPerBlock + w;
       if (tile * kRowTile >= rows.sequence.query_length()) break;
       const int tile_candidates = __shfl_sync(0xffffffffu, candidates, w);
       if (tile_candidates == 0) write_empty_rows<Element, kHeadDim>(a, rows, tile, thread);
-      if (tile_candidates == 0 || is_listed<kPacked>(a, tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
+      if (tile_candidates == 0 || is_listed<kListing>(tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
         clear_index(a, rows, tile, thread);
       }
     }

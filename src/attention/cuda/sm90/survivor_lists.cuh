@@ -1,9 +1,9 @@
 // Writes the lists of survivors (common/survivor_index.h) of the 16 rows that a warp owns for a whole job.
 //
-// The four lanes of a quad share rows g and g + 8; places in a list go by prefix sums over the quad, so that a list
-// depends on the scores alone. Cost: about 50 instructions for 16 keys with a survivor. A warp that meets a row with
-// more than a list holds marks the head as incomplete and stops listing. At the end a warp adds its number of pairs to
-// that of the head.
+// The four lanes of a quad share rows g and g + 8; places in a list follow a fixed order inside 16 aligned keys, so
+// that a list depends on the scores alone. Cost: about 50 instructions for 16 keys with a survivor. A warp that meets a
+// row with more than a list holds marks the head as incomplete and stops listing. At the end a warp adds its number of
+// pairs to that of the head.
 #pragma once
 
 #include "attention/cuda/sm90/forward_arguments.h"
