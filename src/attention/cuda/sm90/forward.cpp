@@ -227,7 +227,7 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
     }
   }
   for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
-    if (has_candidate_lists(shape) && keys->row_stride > kLargest / 2) return false;  // in bytes it fits into an int
+    if (has_candidate_lists(shape, call.documents) && keys->row_stride > kLargest / 2) return false;  // in bytes: int
   }
   const Tensor& output = call.outputs.output;
   const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};

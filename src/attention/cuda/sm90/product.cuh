@@ -155,15 +155,17 @@ __device__ __forceinline__ void product_producer(const ForwardArguments& a, std:
       for (int view = 0; view < kViews; ++view) {
         flags[view] = 0;
         if (word * kBlocksPerWord <= last_block) {
+          // A row tile voted dense has all flags set, those of hidden blocks, too.
+          const int left = last_block - word * kBlocksPerWord;
+          const std::uint32_t visible = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
           if (everything) {
-            const int left = last_block - word * kBlocksPerWord;
-            flags[view] = left >= 31 ? 0xffffffffu : (2u << left) - 1u;
+            flags[view] = visible;
           } else {
             const std::int64_t strip =
                 static_cast<std::int64_t>(view) * a.batch * a.query_heads * a.row_blocks * kStripsPerBlock +
                 static_cast<std::int64_t>(job) * kStripsPerTile;
 #pragma unroll
-            for (int s = 0; s < 4; ++s) flags[view] |= a.flags[(strip + s) * a.flag_words + word];
+            for (int s = 0; s < 4; ++s) flags[view] |= a.flags[(strip + s) * a.flag_words + word] & visible;
           }
         }
       }
