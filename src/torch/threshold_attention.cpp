@@ -8,9 +8,7 @@
 namespace tda {
 namespace {
 
-// TDA_SCREENING_PARAMETERS for callers that leave the screen to itself.
-#define TDA_SCREENING_DEFAULTS \
-  std::string_view screening = "automatic", const std::optional<at::Tensor>&screening_counters = std::nullopt
+constexpr std::string_view kScreening = "automatic";  // of C++ callers
 
 // beta or lam as `forward` wants it: one value per query head, fp64 for fp64 inputs and fp32 otherwise. Plain tensor
 // operations, so that a 0-d parameter receives the sum over heads as its gradient.
@@ -26,7 +24,7 @@ std::tuple<at::Tensor, at::Tensor> attend(const AttentionArguments& a, bool stat
 
 std::tuple<at::Tensor, at::Tensor> one_view(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                             const at::Tensor& beta, double kappa, double power, bool normalize,
-                                            bool statistics, TDA_SCREENING_DEFAULTS) {
+                                            bool statistics, TDA_SCREENING_PARAMETERS) {
   const ScreeningArguments screen{screening, screening_counters};
   return attend({q, k, std::nullopt, std::nullopt, v, per_head("beta", beta, q), std::nullopt, kappa, power, normalize,
                  nullptr, screen},
@@ -36,7 +34,7 @@ std::tuple<at::Tensor, at::Tensor> one_view(const at::Tensor& q, const at::Tenso
 std::tuple<at::Tensor, at::Tensor> two_views(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
                                              const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lam,
                                              const at::Tensor& beta, double kappa, double power, bool normalize,
-                                             bool statistics, TDA_SCREENING_DEFAULTS) {
+                                             bool statistics, TDA_SCREENING_PARAMETERS) {
   const ScreeningArguments screen{screening, screening_counters};
   return attend({q1, k1, q2, k2, v, per_head("beta", beta, q1), per_head("lam", lam, q1), kappa, power, normalize,
                  nullptr, screen},
@@ -77,7 +75,7 @@ std::tuple<at::Tensor, at::Tensor> one_view_varlen(const at::Tensor& q, const at
                                                    const at::Tensor& cu_seqlens_q, const at::Tensor& cu_seqlens_k,
                                                    const at::Tensor& beta, std::optional<c10::SymInt> max_seqlen_q,
                                                    std::optional<c10::SymInt> max_seqlen_k, double kappa, double power,
-                                                   bool normalize, bool statistics, TDA_SCREENING_DEFAULTS) {
+                                                   bool normalize, bool statistics, TDA_SCREENING_PARAMETERS) {
   const ScreeningArguments screen{screening, screening_counters};
   const at::Tensor q1 = unpacked_layout("q", q), k1 = unpacked_layout("k", k), values = unpacked_layout("v", v);
   const PackedArguments packed = packed_arguments(q1, k1, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k);
@@ -92,7 +90,7 @@ std::tuple<at::Tensor, at::Tensor> two_views_varlen(const at::Tensor& q1, const 
                                                     const at::Tensor& lam, const at::Tensor& beta,
                                                     std::optional<c10::SymInt> max_seqlen_q,
                                                     std::optional<c10::SymInt> max_seqlen_k, double kappa, double power,
-                                                    bool normalize, bool statistics, TDA_SCREENING_DEFAULTS) {
+                                                    bool normalize, bool statistics, TDA_SCREENING_PARAMETERS) {
   const ScreeningArguments screen{screening, screening_counters};
   const at::Tensor first_q = unpacked_layout("q1", q1), first_k = unpacked_layout("k1", k1);
   const at::Tensor second_q = unpacked_layout("q2", q2), second_k = unpacked_layout("k2", k2);
@@ -116,20 +114,21 @@ TORCH_LIBRARY_IMPL(threshold_attention, CompositeImplicitAutograd, library) {
 
 at::Tensor threshold_rela(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& beta,
                           const ThresholdOptions& o) {
-  return std::get<0>(one_view(q, k, v, beta, o.kappa, o.power, o.normalize, false));
+  return std::get<0>(one_view(q, k, v, beta, o.kappa, o.power, o.normalize, false, kScreening, o.screening_counters));
 }
 
 at::Tensor differential_threshold_rela(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
                                        const at::Tensor& k2, const at::Tensor& v, const at::Tensor& lambda,
                                        const at::Tensor& beta, const ThresholdOptions& o) {
-  return std::get<0>(two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, false));
+  return std::get<0>(two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, false, kScreening,
+                               o.screening_counters));
 }
 
 at::Tensor threshold_rela_varlen(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                  const Documents& documents, const at::Tensor& beta, const ThresholdOptions& o) {
   return std::get<0>(one_view_varlen(q, k, v, documents.cu_seqlens_q, documents.cu_seqlens_k, beta,
                                      documents.max_seqlen_q, documents.max_seqlen_k, o.kappa, o.power, o.normalize,
-                                     false));
+                                     false, kScreening, o.screening_counters));
 }
 
 at::Tensor differential_threshold_rela_varlen(const at::Tensor& q1, const at::Tensor& k1, const at::Tensor& q2,
@@ -138,12 +137,13 @@ at::Tensor differential_threshold_rela_varlen(const at::Tensor& q1, const at::Te
                                               const ThresholdOptions& o) {
   return std::get<0>(two_views_varlen(q1, k1, q2, k2, v, documents.cu_seqlens_q, documents.cu_seqlens_k, lambda, beta,
                                       documents.max_seqlen_q, documents.max_seqlen_k, o.kappa, o.power, o.normalize,
-                                      false));
+                                      false, kScreening, o.screening_counters));
 }
 
 OutputAndSurvivors threshold_rela_with_survivors(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                  const at::Tensor& beta, const ThresholdOptions& o) {
-  auto [output, survivors] = one_view(q, k, v, beta, o.kappa, o.power, o.normalize, true);
+  auto [output, survivors] =
+      one_view(q, k, v, beta, o.kappa, o.power, o.normalize, true, kScreening, o.screening_counters);
   return {output, survivors};
 }
 
@@ -151,7 +151,8 @@ OutputAndSurvivors differential_threshold_rela_with_survivors(const at::Tensor& 
                                                               const at::Tensor& q2, const at::Tensor& k2,
                                                               const at::Tensor& v, const at::Tensor& lambda,
                                                               const at::Tensor& beta, const ThresholdOptions& o) {
-  auto [output, survivors] = two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, true);
+  auto [output, survivors] =
+      two_views(q1, k1, q2, k2, v, lambda, beta, o.kappa, o.power, o.normalize, true, kScreening, o.screening_counters);
   return {output, survivors};
 }
 

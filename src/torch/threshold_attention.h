@@ -16,6 +16,9 @@ struct ThresholdOptions {
   double kappa = 1.0;
   double power = 2.0;
   bool normalize = true;
+  // int32 (H_q, kScreeningCounters) on the device of q, zeros at first, kept from call to call of one layer: by them the
+  // CUDA forward chooses the heads that it screens (tda/attention_cuda.h). They change its time, never a result.
+  std::optional<at::Tensor> screening_counters = std::nullopt;
 };
 
 // TRA. q: (B, H_q, T_q, D); k: (B, H_kv, T_k, D); v: (B, H_kv, T_k, D_v); beta: 0-d or (H_q). Returns (B, H_q, T_q,

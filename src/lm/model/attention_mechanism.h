@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,6 +44,8 @@ struct ProjectedHeads {
   at::Tensor v;                 // (B, H, T_k, D_v)
   at::Tensor hidden;       // (B, T_q, W): the normalized input of the layer, for gates computed from the query token
   std::int64_t layer = 0;  // from 0: some start values depend on depth
+  // ThresholdOptions' counters of this layer; none while decoding, where a call has a single query.
+  std::optional<at::Tensor> screening_counters;
 };
 
 // (B, H, T, D) -> (B, T, H*D), what `output` takes.

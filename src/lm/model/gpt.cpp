@@ -10,6 +10,7 @@
 #include "lm/error.h"
 #include "lm/model/initialization.h"
 #include "lm/model/normalization.h"
+#include "tda/attention_cuda.h"
 
 namespace tda {
 namespace {
@@ -50,6 +51,7 @@ Gpt::Gpt(const ModelConfig& config)
   embedding_ =
       add_parameter("", matrix("embedding.weight", vocabulary, width, ParameterRole::kEmbedding, kInitialDeviation));
   for (std::int64_t layer = 0; layer < config.layers; ++layer) add_layer(layer);
+  screening_counters_.resize(layers_.size());
   final_norm_ = add_parameter("", gain("final_norm.weight", width));
   head_ = add_parameter("", matrix("head.weight", vocabulary, width, ParameterRole::kHead, kInitialDeviation));
 }
@@ -175,6 +177,14 @@ Gpt::PreparedWeights Gpt::prepare() const {
   return weights;
 }
 
+const at::Tensor& Gpt::screening_counters(std::int64_t layer, const at::Tensor& q) {
+  auto& counters = screening_counters_[static_cast<std::size_t>(layer)];
+  if (!counters.defined() || counters.device() != q.device()) {
+    counters = at::zeros({q.size(1), kScreeningCounters}, q.options().dtype(at::kInt));
+  }
+  return counters;
+}
+
 at::Tensor Gpt::attention(const PreparedWeights& weights, std::int64_t layer, const at::Tensor& normalized,
                           std::int64_t first_position, const ForwardOptions& options) {
   const auto& prepared = weights.layers[static_cast<std::size_t>(layer)];
@@ -188,6 +198,7 @@ at::Tensor Gpt::attention(const PreparedWeights& weights, std::int64_t layer, co
     heads.k = all.k;
     heads.v = all.v;
   }
+  if (options.cache == nullptr) heads.screening_counters = screening_counters(layer, heads.q[0]);
   if (options.observer) options.observer(layer, heads, prepared.mechanism);
   const auto mixed = mechanism_->attend(heads, prepared.mechanism);
   if (options.statistics != nullptr) {

@@ -86,6 +86,7 @@ class Gpt {
   std::size_t add_parameter(const std::string& prefix, ParameterSpec spec);
   void add_layer(std::int64_t index);
   at::Tensor hidden_states(const PreparedWeights& weights, const at::Tensor& ids, const ForwardOptions& options);
+  const at::Tensor& screening_counters(std::int64_t layer, const at::Tensor& q);
   at::Tensor attention(const PreparedWeights& weights, std::int64_t layer, const at::Tensor& normalized,
                        std::int64_t first_position, const ForwardOptions& options);
 
@@ -95,6 +96,7 @@ class Gpt {
   Precision precision_ = Precision::kFloat32;
   std::vector<NamedParameter> parameters_;
   std::vector<Layer> layers_;
+  std::vector<at::Tensor> screening_counters_;  // of each layer
   std::size_t embedding_ = 0, final_norm_ = 0, head_ = 0;
 };
 

@@ -238,6 +238,33 @@ TEST(Gpt, GradientsAreBitwiseRepeatable) {
   }
 }
 
+// Which heads a forward screens follows from the counters of the layer's last call. On the CPU none is screened, and
+// the operator writes zeros over whatever they hold: that is how to see that it gets them.
+TEST(Gpt, KeepsScreeningCountersForEachLayer) {
+  at::NoGradGuard no_gradient;
+  for (const std::string mechanism : {"tra", "tda"}) {
+    SCOPED_TRACE(mechanism);
+    const auto model = small_model(small_config(mechanism));
+    const auto weights = model->prepare();
+    std::vector<at::Tensor> counters;
+    const auto fill = [&](std::int64_t, const ProjectedHeads& heads, std::span<const at::Tensor>) {
+      counters.push_back(heads.screening_counters.value().fill_(77));
+    };
+    for (int call = 0; call < 2; ++call) model->forward(weights, random_ids(2, 32), {.observer = fill});
+    ASSERT_EQ(counters.size(), 4);
+    EXPECT_TRUE(counters[2].is_same(counters[0]));
+    EXPECT_TRUE(counters[3].is_same(counters[1]));
+    EXPECT_FALSE(counters[1].is_same(counters[0]));
+    for (const auto& layer : counters) EXPECT_EQ(layer.count_nonzero().item<std::int64_t>(), 0);
+
+    KeyValueCache cache(model->config().layers);
+    const auto expect_none = [](std::int64_t, const ProjectedHeads& heads, std::span<const at::Tensor>) {
+      EXPECT_FALSE(heads.screening_counters.has_value());
+    };
+    model->forward(weights, random_ids(2, 32), {.cache = &cache, .observer = expect_none});
+  }
+}
+
 TEST(Gpt, RefusesBadInput) {
   const auto model = small_model(small_config("tda"));
   EXPECT_THROW(model->forward(at::full({1, 3}, 320, at::kLong)), Error);

@@ -13,7 +13,7 @@ at::Tensor rectified_map(const at::Tensor& q, const at::Tensor& k, const at::Ten
                          const ThresholdOptions& options);
 
 // With beta = 0 the threshold is 0 and the operator is ReLU(q k^T) v.
-inline constexpr ThresholdOptions kUnscaledRectifier{.kappa = 1.0, .power = 1.0, .normalize = false};
+inline const ThresholdOptions kUnscaledRectifier{.kappa = 1.0, .power = 1.0, .normalize = false};
 
 // max(0, q k^T / sqrt(D)), the weights of ReLA.
 at::Tensor scaled_rectified_map(const at::Tensor& q, const at::Tensor& k);

@@ -26,19 +26,24 @@ class Tda final : public AttentionMechanism {
 
   at::Tensor attend(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override {
     const auto rows = differential_threshold_rela(heads.q[0], heads.k[0], heads.q[1], heads.k[1], heads.v,
-                                                  parameters[2], parameters[1], options());
+                                                  parameters[2], parameters[1], options(heads));
     return head_rms_norm(rows, parameters[0], config_.head_norm_eps);
   }
 
   AttentionMaps maps(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override {
-    const auto first = rectified_map(heads.q[0], heads.k[0], parameters[1], options());
-    const auto second = rectified_map(heads.q[1], heads.k[1], parameters[1], options());
+    const auto first = rectified_map(heads.q[0], heads.k[0], parameters[1], options(heads));
+    const auto second = rectified_map(heads.q[1], heads.k[1], parameters[1], options(heads));
     const auto lambda = parameters[2].clamp(0, 1).reshape({-1, 1, 1});
     return {{first, second}, first - lambda * second};
   }
 
  private:
-  ThresholdOptions options() const { return {.kappa = config_.kappa, .power = config_.power, .normalize = true}; }
+  ThresholdOptions options(const ProjectedHeads& heads) const {
+    return {.kappa = config_.kappa,
+            .power = config_.power,
+            .normalize = true,
+            .screening_counters = heads.screening_counters};
+  }
 
   ModelConfig config_;
   HeadLayout layout_;

@@ -18,17 +18,22 @@ class Tra final : public AttentionMechanism {
   }
 
   at::Tensor attend(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override {
-    const auto rows = threshold_rela(heads.q[0], heads.k[0], heads.v, parameters[1], options());
+    const auto rows = threshold_rela(heads.q[0], heads.k[0], heads.v, parameters[1], options(heads));
     return head_rms_norm(rows, parameters[0], config_.head_norm_eps);
   }
 
   AttentionMaps maps(const ProjectedHeads& heads, std::span<const at::Tensor> parameters) const override {
-    const auto weights = rectified_map(heads.q[0], heads.k[0], parameters[1], options());
+    const auto weights = rectified_map(heads.q[0], heads.k[0], parameters[1], options(heads));
     return {{weights}, weights};
   }
 
  private:
-  ThresholdOptions options() const { return {.kappa = config_.kappa, .power = config_.power, .normalize = true}; }
+  ThresholdOptions options(const ProjectedHeads& heads) const {
+    return {.kappa = config_.kappa,
+            .power = config_.power,
+            .normalize = true,
+            .screening_counters = heads.screening_counters};
+  }
 
   ModelConfig config_;
   HeadLayout layout_;
