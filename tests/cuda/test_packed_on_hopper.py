@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -45,6 +47,17 @@ def everything(packed: Packed, cotangent: torch.Tensor | None = None, **options)
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], names=None) -> None:
     for name in names or first:
         assert torch.equal(first[name], second[name]), name
+
+
+@contextlib.contextmanager
+def filled_memory() -> Iterator[None]:
+    """Memory that PyTorch hands out is filled with NaN, workspaces and the survivor index with ones."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def one_by_one(packed: Packed, **options) -> dict[str, torch.Tensor]:
@@ -146,15 +159,67 @@ def test_a_document_full_of_what_is_not_finite_disturbs_no_other(place, views, d
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("views", [1, 2])
 def test_every_output_is_written(views, dim, packing):
-    """Memory that PyTorch hands out is filled with NaN, workspaces and the survivor index with ones."""
     packed = documents(packing, views=views, dim=dim)
     expected = everything(packed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert torch.utils.deterministic.fill_uninitialized_memory
+    with filled_memory():
         assert_same(expected, everything(packed))
-    finally:
-        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+def test_rows_behind_the_last_offset_belong_to_nobody(views, dim):
+    packed = documents("long among short", views=views, dim=dim)
+    expected = everything(packed)
+    last = 4  # documents from here are empty, and lie where it ends
+    ends = {}
+    for side, offsets in (("q", packed.cu_seqlens_q), ("k", packed.cu_seqlens_k)):
+        offsets[last:] = offsets[last].clone()
+        ends[side] = int(offsets[last])
+    with filled_memory():
+        ours = everything(packed)
+    assert torch.equal(ours["survivors"][:, : ends["q"]], expected["survivors"][:, : ends["q"]])
+    for name in ("output", *(n for n in packed.names if packed.tensors[n].dim() == 3)):
+        end = ends["q" if name == "output" or name[0] == "q" else "k"]
+        assert torch.equal(ours[name][:end], expected[name][:end]), name
+        assert ours[name][end:].isnan().all(), name
+    assert ours["beta"].isfinite().all()
+
+
+# What is added to which offsets of "long among short", to those of queries and of keys; or bounds of the lengths. Then
+# the documents that break the rules, and the others whose rows are not what they were.
+BROKEN = {
+    "before the first row": ({0: (-5, -5)}, {}, {0}, set()),
+    "behind the last row": ({7: (1000, 1000)}, {}, {6}, set()),
+    "more queries than keys": ({3: (1, 0)}, {}, {2}, {3}),
+    "longer than the bounds": ({}, {"max_seqlen_q": 301, "max_seqlen_k": 301}, {1, 6}, set()),
+    "zeros behind the last": (
+        {4: (-1568, -2168), 5: (-1568, -2168), 6: (-1868, -2469), 7: (-3917, -4518)},
+        {},
+        {3, 4, 5, 6},
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("broken", BROKEN)
+def test_the_forward_takes_documents_that_break_the_rules_as_empty(broken, views, dim):
+    packed = documents("long among short", views=views, dim=dim)
+    changes, bounds, empty, changed = BROKEN[broken]
+    rows = packed.rows()
+    with torch.no_grad(), filled_memory():
+        expected, counts = packed.attend(ta, return_statistics=True)
+        for place, (queries, keys) in changes.items():
+            packed.cu_seqlens_q[place] += queries
+            packed.cu_seqlens_k[place] += keys
+        ours, own_counts = packed.attend(ta, return_statistics=True, **bounds)
+    for d, (queries, _) in enumerate(rows):
+        if d in empty:
+            assert ours[queries].isnan().all(), d
+        elif d not in changed:
+            assert torch.equal(ours[queries], expected[queries]), d
+            assert torch.equal(own_counts[:, queries], counts[:, queries]), d
 
 
 @pytest.mark.parametrize("dim", [64, 128])

@@ -36,7 +36,8 @@ bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& opt
 // Scratch memory as offsets from the workspace; also the derived sizes.
 struct Workspace {
   std::int64_t key_tiles, row_tiles, row_blocks, key_rows, scale_pitch, flag_words;
-  std::int64_t counters, row_slots, key_slots, block_list, keys8, key_scale, key_tile, flags, sparse_list, dense_list;
+  std::int64_t counters, row_slots, key_slots, block_list;  // up to block_list one fill clears
+  std::int64_t keys8, key_scale, key_tile, flags, sparse_list, dense_list;
   std::int64_t strip_keys, listed_list, bytes;
 };
 
@@ -160,6 +161,7 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
     a.query_offsets = call.documents->query_offsets;
     a.key_offsets = call.documents->key_offsets;
     a.documents = static_cast<int>(call.documents->count);
+    a.longest_key = static_cast<int>(call.documents->longest_key);
     a.row_slots = reinterpret_cast<DocumentSlot*>(base + w.row_slots);
     a.key_slots = reinterpret_cast<DocumentSlot*>(base + w.key_slots);
     a.block_list = reinterpret_cast<int*>(base + w.block_list);

@@ -63,7 +63,7 @@ struct Counters {
 struct alignas(16) DocumentSlot {
   std::int32_t document, part;
   std::int32_t first_query, first_key;
-  std::int32_t query_length, key_length;  // key_length 0: nothing to do for these keys
+  std::int32_t query_length, key_length;  // key_length 0: no document has this slot
   std::int32_t reserved[2];
 };
 
@@ -112,6 +112,7 @@ struct ForwardArguments {
   const std::int32_t* query_offsets;  // of packed documents, or null
   const std::int32_t* key_offsets;
   int documents;
+  int longest_key;          // keys that a document may have
   DocumentSlot* row_slots;  // (row_blocks)
   DocumentSlot* key_slots;  // (key_tiles)
   int* block_list;          // (kBlockBuckets, row_blocks): slots of the row blocks that exist
