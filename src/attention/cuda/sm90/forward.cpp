@@ -16,6 +16,7 @@ namespace tda::cuda::sm90 {
 namespace {
 
 constexpr std::int64_t kWorkspaceAlignment = 256;
+constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kCacheBytesOfKeys = 16 << 20;  // 8-bit keys of the heads that are screened together
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -23,14 +24,6 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 // Below, what the lists cost the screen is more than they save (docs/experiments).
 bool has_candidate_lists(const AttentionShape& shape, const PackedDocuments* documents) {
   return documents == nullptr && shape.key_length >= kListedKeys;
-}
-
-bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options) {
-  const bool type = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
-  // Without normalization fp16 weights have no bound that a row knows of.
-  const bool bounded = options.normalize || options.data_type == DataType::kBFloat16;
-  return type && bounded && (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim &&
-         shape.batch > 0 && shape.query_length > 0;
 }
 
 // Scratch memory as offsets from the workspace; also the derived sizes.
@@ -96,6 +89,22 @@ Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& op
   return w;
 }
 
+// Whether there are kernels for shapes like these, and their sizes stay within what those kernels count in 32 bits.
+bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options,
+                        const PackedDocuments* documents) {
+  const bool type = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
+  // Without normalization fp16 weights have no bound that a row knows of.
+  const bool bounded = options.normalize || options.data_type == DataType::kBFloat16;
+  if (!type || !bounded || (shape.head_dim != 64 && shape.head_dim != 128) || shape.value_dim != shape.head_dim ||
+      shape.batch <= 0 || shape.query_length <= 0) {
+    return false;
+  }
+  const Workspace w = plan_workspace(shape, options, documents);
+  const std::int64_t strips = options.views * shape.batch * shape.query_heads * w.row_blocks * kStripsPerBlock;
+  return w.scale_pitch <= kLargestInt && shape.key_length <= kLargestInt / 2 && strips <= kLargestInt &&
+         options.views * shape.batch * shape.key_heads * w.key_tiles <= kLargestInt / 2;
+}
+
 // Testing aid, read at each call: TDA_SM90_SCREEN=off computes every visible pair exactly; TDA_SM90_DENSE=off keeps the
 // dense kernel out, TDA_SM90_LISTED=off lists of candidate keys; the outputs are the same bits. TDA_SM90_LISTS=off
 // marks the survivors' lists as incomplete, so that the backward does without.
@@ -125,8 +134,8 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.mean_keys = static_cast<int>(keys - queries + (queries + 1) / 2);
   a.flag_words = static_cast<int>(w.flag_words);
   const std::int64_t keys_of_head = w.key_tiles * kScreenKeys * shape.head_dim * a.views;
-  a.heads_per_wave = static_cast<int>(std::clamp<std::int64_t>(
-      kCacheBytesOfKeys / keys_of_head, std::int64_t{2}, std::numeric_limits<std::int32_t>::max() / w.row_blocks));
+  a.heads_per_wave = static_cast<int>(
+      std::clamp<std::int64_t>(kCacheBytesOfKeys / keys_of_head, std::int64_t{2}, kLargestInt / w.row_blocks));
   a.kappa = static_cast<float>(call.options.kappa);
   a.power = static_cast<float>(call.options.power);
   a.normalize = call.options.normalize;
@@ -214,14 +223,7 @@ Status launch(const ForwardArguments& a, bool packed, int processors, cudaStream
 
 bool forward_supports(const ForwardCall& call, int compute_capability) {
   const AttentionShape& shape = call.shape;
-  if (compute_capability != 90 || !is_supported_shape(shape, call.options)) return false;
-  constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
-  const Workspace w = plan_workspace(shape, call.options, call.documents);
-  const std::int64_t strips = call.options.views * shape.batch * shape.query_heads * w.row_blocks * kStripsPerBlock;
-  if (w.scale_pitch > kLargest || shape.key_length > kLargest / 2 || strips > kLargest ||
-      call.options.views * shape.batch * shape.key_heads * w.key_tiles > kLargest / 2) {
-    return false;
-  }
+  if (compute_capability != 90 || !is_supported_shape(shape, call.options, call.documents)) return false;
   for (int view = 0; view < call.options.views; ++view) {
     if (!tile_source_is_aligned(tile_source(call.inputs.q[view], shape, shape.query_length, shape.query_heads)) ||
         !tile_source_is_aligned(tile_source(call.inputs.k[view], shape, shape.key_length, shape.key_heads))) {
@@ -229,7 +231,8 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
     }
   }
   for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
-    if (has_candidate_lists(shape, call.documents) && keys->row_stride > kLargest / 2) return false;  // in bytes: int
+    if (has_candidate_lists(shape, call.documents) && keys->row_stride > kLargestInt / 2)
+      return false;  // in bytes: int
   }
   const Tensor& output = call.outputs.output;
   const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};
@@ -239,7 +242,7 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
 
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments* documents) {
-  if (!is_supported_shape(shape, options)) return 0;
+  if (!is_supported_shape(shape, options, documents)) return 0;
   return static_cast<std::size_t>(plan_workspace(shape, options, documents).bytes);
 }
 
