@@ -47,7 +47,6 @@ void set_row_counts(const AttentionShape& shape, const PackedDocuments* document
   }
   w.key_tiles = shape.key_length / kScreenKeys + documents->count;
   w.row_blocks = shape.query_length / kScreenRows + documents->count;
-  w.row_tiles = w.row_blocks * kTilesPerBlock;
   w.key_rows = shape.key_length;
   // The last block of keys is read whole.
   w.scale_pitch =
@@ -113,6 +112,15 @@ bool is_switched_off(const char* variable) {
   return value != nullptr && std::string_view(value) == "off";
 }
 
+// Keys that the average row sees. Of documents the host knows the mean length alone: right where they are equal, never
+// more than in the longest, and too few where most rows are in a few long ones. The rule that asks (screening_rule.h)
+// then leaves a head unscreened somewhat sooner.
+int mean_keys(const AttentionShape& shape, const PackedDocuments* documents) {
+  const std::int64_t sequences = documents ? documents->count : 1;
+  const std::int64_t queries = ceil_div(shape.query_length, sequences), keys = ceil_div(shape.key_length, sequences);
+  return static_cast<int>(keys - queries + (queries + 1) / 2);
+}
+
 void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {
   const AttentionShape& shape = call.shape;
   a.batch = static_cast<int>(shape.batch);
@@ -128,10 +136,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.key_tiles = static_cast<int>(w.key_tiles);
   a.key_rows = static_cast<int>(w.key_rows);
   a.scale_pitch = static_cast<int>(w.scale_pitch);
-  const PackedDocuments* const documents = call.documents;
-  const std::int64_t queries = documents ? documents->longest_query : shape.query_length;
-  const std::int64_t keys = documents ? documents->longest_key : shape.key_length;
-  a.mean_keys = static_cast<int>(keys - queries + (queries + 1) / 2);
+  a.mean_keys = mean_keys(shape, call.documents);
   a.flag_words = static_cast<int>(w.flag_words);
   const std::int64_t keys_of_head = w.key_tiles * kScreenKeys * shape.head_dim * a.views;
   a.heads_per_wave = static_cast<int>(
@@ -142,7 +147,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.screening = call.choice.screening != Screening::kNever && !is_switched_off("TDA_SM90_SCREEN");
   a.choose_heads = a.screening && call.choice.screening == Screening::kAutomatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
-  a.listing = a.screening && has_candidate_lists(shape, documents) && !is_switched_off("TDA_SM90_LISTED");
+  a.listing = a.screening && has_candidate_lists(shape, call.documents) && !is_switched_off("TDA_SM90_LISTED");
 }
 
 void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {
