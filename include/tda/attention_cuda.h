@@ -8,9 +8,11 @@
 // Packed documents: the offsets of PackedDocuments are device pointers, and as the host does not read them, they are
 // not checked: offsets that break the rules, or a document longer than longest_query and longest_key say, are undefined
 // behaviour. But the last offset may be less than the total length: no other row sees the rows behind it, and their
-// outputs and gradients are not written. longest_query and longest_key bound the launches of the backward and of the
-// portable kernels, and with them memory (below); on Hopper the forward's launches depend on the total lengths and
-// count alone. On Hopper the same kernels serve as without documents, and a document has the bits of a call of its own.
+// outputs and gradients are not written. longest_query and longest_key bound memory (below), and the launches of the
+// backward and of the portable kernels; those of the forward on Hopper follow from total lengths and count. There the
+// same kernels serve as without documents, and a document has the bits of a call of its own, except that from 8,192
+// keys such a call goes by lists: its gradients are sums in another order, and a row that meets a value that is not
+// finite may be computed another way (080).
 //
 // Errors. A bad argument gives a Status that names the argument, its value and what was expected, before any launch.
 // A launch that fails gives a Status with the kernel's name; a fault inside a running kernel surfaces, as always with
