@@ -7,8 +7,12 @@
 //
 // Packed documents: the offsets of PackedDocuments are device pointers, and as the host does not read them, they are
 // not checked: offsets that break the rules, or a document longer than longest_query and longest_key say, are undefined
-// behaviour. These two bound the launch; the total lengths always do. On Hopper the same kernels serve as without
-// documents, and a document has the bits of a call of its own.
+// behaviour. But the last offset may be less than the total length: no other row sees the rows behind it, and their
+// outputs and gradients are not written. longest_query and longest_key bound memory (below), and the launches of the
+// backward and of the portable kernels; those of the forward on Hopper follow from total lengths and count. There the
+// same kernels serve as without documents, and a document has the bits of a call of its own, except that from 8,192
+// keys such a call goes by lists: its gradients are sums in another order, and a row that meets a value that is not
+// finite may be computed another way (080).
 //
 // Errors. A bad argument gives a Status that names the argument, its value and what was expected, before any launch.
 // A launch that fails gives a Status with the kernel's name; a fault inside a running kernel surfaces, as always with
@@ -66,9 +70,12 @@ struct CudaAttentionOptions {
 // True when the CUDA kernels were built into this library.
 TDA_PUBLIC bool attention_cuda_built();
 
-// Bytes of the survivor index and of scratch memory: functions of shapes and options only. The index holds one bit per
-// view and slice of 64 queries x 16 keys, and from 8,192 keys 64 bytes per view and row for 16-bit inputs with D = D_v
-// = 64 or 128 (layout: src/attention/cuda/common/survivor_index.h). Its address is a multiple of 64.
+// Bytes of the survivor index and of scratch memory: functions of shapes and options, and of the count and longest
+// lengths of packed documents. The index holds one bit per view and slice of 64 queries x 16 keys, and from 8,192 keys
+// 64 bytes per view and row for 16-bit inputs with D = D_v = 64 or 128 (layout:
+// src/attention/cuda/common/survivor_index.h). Its address is a multiple of 64. On Hopper the forward's scratch memory
+// holds one bit per view and 16 queries x 64 keys. Of packed documents both take query_length * longest_key / 8192
+// bytes per view and head: with the total length for longest_key they grow with its square.
 TDA_PUBLIC std::size_t attention_cuda_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                                            const PackedDocuments* documents = nullptr);
 TDA_PUBLIC std::size_t attention_cuda_forward_workspace_bytes(const AttentionShape& shape,

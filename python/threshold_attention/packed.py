@@ -87,9 +87,11 @@ def threshold_rela_varlen(
         v: (total_k, H_kv, D_v), D_v = D or 2 D.
         cu_seqlens_q, cu_seqlens_k: int32 (documents + 1,) on q's device: 0 first, never decreasing (equal neighbours
             are an empty document), total_q and total_k last. No document has more queries than keys. On the CPU this
-            is checked; on CUDA the host does not read them, and wrong values are undefined behaviour.
+            is checked; on CUDA the host does not read them, and wrong values are undefined behaviour, except that the
+            last may be less than the total: the rows behind are then not written.
         max_seqlen_q, max_seqlen_k: upper bounds of the documents' lengths, in rows; None: the totals. They bound the
-            size of what is saved for the backward and, on CUDA, the launch, so give them where they are known.
+            size of what is saved for the backward and, on CUDA, launches and scratch memory, so give them where they
+            are known.
         beta, kappa, power, normalize, return_statistics, screening, screening_counters: see :func:`threshold_rela`.
 
     Returns:

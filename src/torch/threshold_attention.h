@@ -34,7 +34,7 @@ TDA_PUBLIC at::Tensor differential_threshold_rela(const at::Tensor& q1, const at
 // Documents packed along the length. cu_seqlens_q, cu_seqlens_k: int32 (documents + 1) on the device of q, from 0,
 // never decreasing, to the total lengths of q and k; document d owns the rows cu_seqlens[d] to cu_seqlens[d + 1] - 1,
 // and has at most as many queries as keys. max_seqlen_q, max_seqlen_k: upper bounds of the documents' lengths; by
-// default the total lengths. On CUDA they bound the launch, and the host reads no offset.
+// default the total lengths. On CUDA they bound launches and memory, and the host reads no offset.
 struct Documents {
   at::Tensor cu_seqlens_q;
   at::Tensor cu_seqlens_k;

@@ -2,7 +2,8 @@
 // dispatcher (src/attention/cuda/attention_cuda.cpp) asks them in order and reserves workspace for the largest.
 //
 // `supports` sees the device's compute capability (90 for sm_90) and the pointers' alignment, and decides on the host
-// alone. `workspace_bytes` is a function of shapes and options only.
+// alone. `workspace_bytes` is a function of shapes and options only, and of the count and longest lengths of packed
+// documents; 0 where `supports` refuses whatever the pointers are.
 #pragma once
 
 #include <cstddef>

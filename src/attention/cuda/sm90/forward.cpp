@@ -16,6 +16,7 @@ namespace tda::cuda::sm90 {
 namespace {
 
 constexpr std::int64_t kWorkspaceAlignment = 256;
+constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kCacheBytesOfKeys = 16 << 20;  // 8-bit keys of the heads that are screened together
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -25,18 +26,11 @@ bool has_candidate_lists(const AttentionShape& shape, const PackedDocuments* doc
   return documents == nullptr && shape.key_length >= kListedKeys;
 }
 
-bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options) {
-  const bool type = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
-  // Without normalization fp16 weights have no bound that a row knows of.
-  const bool bounded = options.normalize || options.data_type == DataType::kBFloat16;
-  return type && bounded && (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim &&
-         shape.batch > 0 && shape.query_length > 0;
-}
-
 // Scratch memory as offsets from the workspace; also the derived sizes.
 struct Workspace {
   std::int64_t key_tiles, row_tiles, row_blocks, key_rows, scale_pitch, flag_words;
-  std::int64_t counters, row_slots, key_slots, block_list, keys8, key_scale, key_tile, flags, sparse_list, dense_list;
+  std::int64_t counters, row_slots, key_slots, block_list;  // up to block_list one fill clears
+  std::int64_t keys8, key_scale, key_tile, flags, sparse_list, dense_list;
   std::int64_t strip_keys, listed_list, bytes;
 };
 
@@ -53,7 +47,6 @@ void set_row_counts(const AttentionShape& shape, const PackedDocuments* document
   }
   w.key_tiles = shape.key_length / kScreenKeys + documents->count;
   w.row_blocks = shape.query_length / kScreenRows + documents->count;
-  w.row_tiles = w.row_blocks * kTilesPerBlock;
   w.key_rows = shape.key_length;
   // The last block of keys is read whole.
   w.scale_pitch =
@@ -95,12 +88,37 @@ Workspace plan_workspace(const AttentionShape& shape, const AttentionOptions& op
   return w;
 }
 
+// Whether there are kernels for shapes like these, and their sizes stay within what those kernels count in 32 bits.
+bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& options,
+                        const PackedDocuments* documents) {
+  const bool type = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
+  // Without normalization fp16 weights have no bound that a row knows of.
+  const bool bounded = options.normalize || options.data_type == DataType::kBFloat16;
+  if (!type || !bounded || (shape.head_dim != 64 && shape.head_dim != 128) || shape.value_dim != shape.head_dim ||
+      shape.batch <= 0 || shape.query_length <= 0) {
+    return false;
+  }
+  const Workspace w = plan_workspace(shape, options, documents);
+  const std::int64_t strips = options.views * shape.batch * shape.query_heads * w.row_blocks * kStripsPerBlock;
+  return w.scale_pitch <= kLargestInt && shape.key_length <= kLargestInt / 2 && strips <= kLargestInt &&
+         options.views * shape.batch * shape.key_heads * w.key_tiles <= kLargestInt / 2;
+}
+
 // Testing aid, read at each call: TDA_SM90_SCREEN=off computes every visible pair exactly; TDA_SM90_DENSE=off keeps the
 // dense kernel out, TDA_SM90_LISTED=off lists of candidate keys; the outputs are the same bits. TDA_SM90_LISTS=off
 // marks the survivors' lists as incomplete, so that the backward does without.
 bool is_switched_off(const char* variable) {
   const char* value = std::getenv(variable);
   return value != nullptr && std::string_view(value) == "off";
+}
+
+// Keys that the average row sees. Of documents the host knows the mean length alone: right where they are equal, never
+// more than in the longest, and too few where most rows are in a few long ones. The rule that asks (screening_rule.h)
+// then leaves a head unscreened somewhat sooner.
+int mean_keys(const AttentionShape& shape, const PackedDocuments* documents) {
+  const std::int64_t sequences = documents ? documents->count : 1;
+  const std::int64_t queries = ceil_div(shape.query_length, sequences), keys = ceil_div(shape.key_length, sequences);
+  return static_cast<int>(keys - queries + (queries + 1) / 2);
 }
 
 void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {
@@ -118,21 +136,18 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.key_tiles = static_cast<int>(w.key_tiles);
   a.key_rows = static_cast<int>(w.key_rows);
   a.scale_pitch = static_cast<int>(w.scale_pitch);
-  const PackedDocuments* const documents = call.documents;
-  const std::int64_t queries = documents ? documents->longest_query : shape.query_length;
-  const std::int64_t keys = documents ? documents->longest_key : shape.key_length;
-  a.mean_keys = static_cast<int>(keys - queries + (queries + 1) / 2);
+  a.mean_keys = mean_keys(shape, call.documents);
   a.flag_words = static_cast<int>(w.flag_words);
   const std::int64_t keys_of_head = w.key_tiles * kScreenKeys * shape.head_dim * a.views;
-  a.heads_per_wave = static_cast<int>(std::clamp<std::int64_t>(
-      kCacheBytesOfKeys / keys_of_head, std::int64_t{2}, std::numeric_limits<std::int32_t>::max() / w.row_blocks));
+  a.heads_per_wave = static_cast<int>(
+      std::clamp<std::int64_t>(kCacheBytesOfKeys / keys_of_head, std::int64_t{2}, kLargestInt / w.row_blocks));
   a.kappa = static_cast<float>(call.options.kappa);
   a.power = static_cast<float>(call.options.power);
   a.normalize = call.options.normalize;
   a.screening = call.choice.screening != Screening::kNever && !is_switched_off("TDA_SM90_SCREEN");
   a.choose_heads = a.screening && call.choice.screening == Screening::kAutomatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
-  a.listing = a.screening && has_candidate_lists(shape, documents) && !is_switched_off("TDA_SM90_LISTED");
+  a.listing = a.screening && has_candidate_lists(shape, call.documents) && !is_switched_off("TDA_SM90_LISTED");
 }
 
 void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a) {
@@ -160,6 +175,7 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
     a.query_offsets = call.documents->query_offsets;
     a.key_offsets = call.documents->key_offsets;
     a.documents = static_cast<int>(call.documents->count);
+    a.longest_key = static_cast<int>(call.documents->longest_key);
     a.row_slots = reinterpret_cast<DocumentSlot*>(base + w.row_slots);
     a.key_slots = reinterpret_cast<DocumentSlot*>(base + w.key_slots);
     a.block_list = reinterpret_cast<int*>(base + w.block_list);
@@ -212,14 +228,7 @@ Status launch(const ForwardArguments& a, bool packed, int processors, cudaStream
 
 bool forward_supports(const ForwardCall& call, int compute_capability) {
   const AttentionShape& shape = call.shape;
-  if (compute_capability != 90 || !is_supported_shape(shape, call.options)) return false;
-  constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
-  const Workspace w = plan_workspace(shape, call.options, call.documents);
-  const std::int64_t strips = call.options.views * shape.batch * shape.query_heads * w.row_blocks * kStripsPerBlock;
-  if (w.scale_pitch > kLargest || shape.key_length > kLargest / 2 || strips > kLargest ||
-      call.options.views * shape.batch * shape.key_heads * w.key_tiles > kLargest / 2) {
-    return false;
-  }
+  if (compute_capability != 90 || !is_supported_shape(shape, call.options, call.documents)) return false;
   for (int view = 0; view < call.options.views; ++view) {
     if (!tile_source_is_aligned(tile_source(call.inputs.q[view], shape, shape.query_length, shape.query_heads)) ||
         !tile_source_is_aligned(tile_source(call.inputs.k[view], shape, shape.key_length, shape.key_heads))) {
@@ -227,7 +236,8 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
     }
   }
   for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
-    if (has_candidate_lists(shape, call.documents) && keys->row_stride > kLargest / 2) return false;  // in bytes: int
+    if (has_candidate_lists(shape, call.documents) && keys->row_stride > kLargestInt / 2)
+      return false;  // in bytes: int
   }
   const Tensor& output = call.outputs.output;
   const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};
@@ -237,7 +247,7 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
 
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments* documents) {
-  if (!is_supported_shape(shape, options)) return 0;
+  if (!is_supported_shape(shape, options, documents)) return 0;
   return static_cast<std::size_t>(plan_workspace(shape, options, documents).bytes);
 }
 

@@ -1,14 +1,14 @@
 // What the kernels of the sm90 forward share: the problem on the device and the scratch memory between them.
 //
 // The forward is a chain of kernels on one stream:
-//   prepare_keys   1/|k|, an 8-bit copy of the unit keys with its error bound; clears the counters
+//   prepare_keys   1/|k|, an 8-bit copy of the unit keys with its error bound; without documents clears the counters
 //   screen         8-bit scores of all visible pairs; certifies blocks of 16 queries x 64 keys as empty, zeroes rows
 //                  without a candidate and hands out the others: sparse row tiles and listed strips by weight, dense
 //                  row blocks apart
 //   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
 //   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
 //   listed         the same on single candidate keys, for row tiles that have few; begins beside the product
-// With packed documents plan_documents comes first, and nothing goes by lists.
+// With packed documents a fill that clears the counters and plan_documents come first, and nothing goes by lists.
 // Outputs do not depend on which kernel computes a row nor on the false candidates it meets: all use the same exact
 // scores in the same order, 16 aligned keys at a time, and keys without survivors add nothing. (A row whose result is
 // not finite is computed once more in fp32, and which rows that concerns depends on the kernel: exact_scores.cuh.)
@@ -46,7 +46,7 @@ struct alignas(16) KeyTile {
   float reserved;
 };
 
-// Counters that prepare_keys clears.
+// Counters that are clear when the screen, or with packed documents plan_documents, begins.
 struct Counters {
   int screen_claims;
   int product_claims;
@@ -63,7 +63,7 @@ struct Counters {
 struct alignas(16) DocumentSlot {
   std::int32_t document, part;
   std::int32_t first_query, first_key;
-  std::int32_t query_length, key_length;  // key_length 0: nothing to do for these keys
+  std::int32_t query_length, key_length;  // key_length 0: no document has this slot
   std::int32_t reserved[2];
 };
 
@@ -83,13 +83,13 @@ struct ForwardArguments {
   int query_length, key_length, position_offset;  // query row i stands at position_offset + i
   int views;
   int row_blocks;      // of kScreenRows; with packed documents slots of all
-  int row_tiles;       // of kRowTile; unused with packed documents
+  int row_tiles;       // of kRowTile; 0 with packed documents
   int key_tiles;       // of kScreenKeys; with packed documents slots of all
   int key_rows;        // of a head in keys8
   int scale_pitch;     // of a head in key_scale
-  int mean_keys;       // that a row sees, of the longest document
+  int mean_keys;       // that the average row sees; with packed documents an estimate
   int flag_words;      // 32-bit words of a strip's flags
-  int heads_per_wave;  // heads that screen jobs interleave, so that their keys stay in the L2 cache
+  int heads_per_wave;  // heads that screen jobs interleave, so that their keys stay in the L2 cache; not of documents
   float kappa, power;
   bool normalize;
   bool screening;     // false: everything is a candidate
@@ -112,6 +112,7 @@ struct ForwardArguments {
   const std::int32_t* query_offsets;  // of packed documents, or null
   const std::int32_t* key_offsets;
   int documents;
+  int longest_key;          // keys that a document may have
   DocumentSlot* row_slots;  // (row_blocks)
   DocumentSlot* key_slots;  // (key_tiles)
   int* block_list;          // (kBlockBuckets, row_blocks): slots of the row blocks that exist

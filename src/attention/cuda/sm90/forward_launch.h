@@ -15,7 +15,7 @@ namespace tda::cuda::sm90 {
 template <typename Element, int kHeadDim, bool kPacked>
 Status launch_forward(const ForwardArguments& arguments, int processors, cudaStream_t stream);
 
-// Clears the counters and reads the documents' offsets: the beginning of the chain for packed documents.
+// Clears the counters and slots, and reads the documents' offsets: the beginning of the chain for packed documents.
 Status launch_plan_documents(const ForwardArguments& arguments, cudaStream_t stream);
 
 extern template Status launch_forward<__nv_bfloat16, 64, false>(const ForwardArguments&, int, cudaStream_t);
