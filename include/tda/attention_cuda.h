@@ -49,7 +49,7 @@ struct ScreeningCounters {
   std::int32_t sparse;     // computed where the screen found candidates
   std::int32_t dense;      // computed entirely
   std::int32_t screened;   // went through the screen: their threshold is positive and their head was screened
-  std::int32_t crowded;    // of these, with candidates nearly everywhere (src/attention/cuda/sm90/screening_rule.h)
+  std::int32_t crowded;  // of these, with candidates nearly everywhere (src/attention/cuda/sm90/forward/screen/rule.h)
   std::int32_t unscreened_calls;  // the last calls, this one included, in which kAutomatic left the head unscreened
 };
 constexpr int kScreeningCounters = 7;

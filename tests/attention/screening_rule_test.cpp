@@ -1,5 +1,5 @@
 // The rule that leaves a head of the Hopper forward unscreened after a call in which its screen did not pay.
-#include "attention/cuda/sm90/screening_rule.h"
+#include "attention/cuda/sm90/forward/screen/rule.h"
 
 #include <gtest/gtest.h>
 

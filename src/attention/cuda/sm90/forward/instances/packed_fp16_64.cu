@@ -1,0 +1,5 @@
+#include "attention/cuda/sm90/forward/launch.cuh"
+
+namespace tda::cuda::sm90 {
+template Status launch_forward<__half, 64, true>(const ForwardArguments&, int, cudaStream_t);
+}

@@ -1,5 +1,0 @@
-#include "attention/cuda/sm90/forward_launch.cuh"
-
-namespace tda::cuda::sm90 {
-template Status launch_forward<__half, 128, false>(const ForwardArguments&, int, cudaStream_t);
-}
