@@ -35,8 +35,7 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
                                                 ScreenTail& tail) {
   using Plan = ScreenPlan<kHeadDim>;
   ScreenJobs<kPacked> jobs(a);
-  int key_slot = 0;
-  std::uint32_t key_phase = 1;
+  SlotRing<Plan::kKeySlots> ring(1);
   int query_use = 0;
   // With many jobs a block the next claim is under way while this job's tiles are; with few it would cost the balance.
   const bool early = jobs.count() > 16 * static_cast<int>(gridDim.x);
@@ -76,22 +75,46 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
       }
       const int key_head = key_head_of_all(a, view, s.batch(), rows.head / a.heads_per_key);
       for (int tile = 0; tile < tiles; ++tile) {
-        barrier_wait(shared_address(&tail.key_empty[key_slot]), key_phase);
-        const std::uint32_t key_full = shared_address(&tail.key_full[key_slot]);
+        barrier_wait(shared_address(&tail.key_empty[ring.slot]), ring.phase);
+        const std::uint32_t key_full = shared_address(&tail.key_full[ring.slot]);
         barrier_arrive_expect(key_full, Plan::kKeyBytes + static_cast<int>(sizeof(KeyTile)));
-        copy_tile(keys + key_slot * Plan::kKeyBytes, a.key8, key_full, 0, s.first_key() + tile * kScreenKeys, key_head,
+        copy_tile(keys + ring.slot * Plan::kKeyBytes, a.key8, key_full, 0, s.first_key() + tile * kScreenKeys, key_head,
                   0);
-        copy_bytes(shared_address(&tail.key_tile[key_slot]),
+        copy_bytes(shared_address(&tail.key_tile[ring.slot]),
                    a.key_tile + static_cast<std::int64_t>(key_head) * a.key_tiles + s.first_key_tile() + tile,
                    sizeof(KeyTile), key_full);
-        if (++key_slot == Plan::kKeySlots) {
-          key_slot = 0;
-          key_phase ^= 1;
-        }
+        ring.advance();
       }
     }
     if (!valid) return;
   }
+}
+
+// Whether a warpgroup that has seen the first 1024 keys of `tiles` key tiles finds its rows dense. `history` holds the
+// flags of this lane's warp, `count` its listed keys.
+template <bool kListing>
+__device__ __forceinline__ bool votes_dense(ScreenTail& tail, int warp, std::uint32_t history, int count, int tiles) {
+  const std::uint32_t vote = __reduce_or_sync(0xffffffffu, history) | static_cast<std::uint32_t>(count);
+  if ((threadIdx.x & 31) == 0) tail.vote[warp] = vote;
+  const int warpgroup = warp >> 2;
+  named_barrier_sync(1 + warpgroup, 128);
+  const std::uint32_t* votes = &tail.vote[warpgroup * 4];
+  const std::uint32_t blocks = (votes[0] | votes[1] | votes[2] | votes[3]) >> 16;
+  const int keys =
+      static_cast<int>((votes[0] & 0xffffu) + (votes[1] & 0xffffu) + (votes[2] & 0xffffu) + (votes[3] & 0xffffu));
+  const bool crowded = !kListing || keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
+  return crowded && __popc(blocks) >= kDenseBlocks;
+}
+
+// Tells the dispatcher what a warp found in the job of this turn.
+__device__ __forceinline__ void report(ScreenTail& tail, int turn, int warp, int claimed, int candidates, int listed) {
+  const int place = turn & 3;
+  barrier_wait(shared_address(&tail.dispatched[place]), ((turn >> 2) & 1) ^ 1);
+  if ((threadIdx.x & 31) != 0) return;
+  tail.candidates[place][warp] = candidates;
+  tail.listed[place][warp] = listed;
+  if (warp == 0) tail.finished_job[place] = claimed;
+  barrier_arrive(shared_address(&tail.finished[place]));
 }
 
 template <typename Element, int kHeadDim, bool kPacked, bool kListing>
@@ -102,8 +125,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   const int warpgroup = warp >> 2;
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int row_in_warpgroup = (warp & 3) * 16 + (lane >> 2);
-  int key_slot = 0;
-  std::uint32_t key_phase = 0;
+  SlotRing<Plan::kKeySlots> ring(0);
   int query_use = 0;
   for (int turn = 0;; ++turn) {
     int candidates = 0;
@@ -151,9 +173,9 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       std::int32_t scores[64];
       int tile = 0;
       for (; tile < tiles; ++tile) {
-        barrier_wait(shared_address(&tail.key_full[key_slot]), key_phase);
-        const std::uint64_t descriptor = k_major_descriptor<kHeadDim>(keys + key_slot * Plan::kKeyBytes);
-        const float4 current = load_shared_float4(shared_address(&tail.key_tile[key_slot]));
+        barrier_wait(shared_address(&tail.key_full[ring.slot]), ring.phase);
+        const std::uint64_t descriptor = k_major_descriptor<kHeadDim>(keys + ring.slot * Plan::kKeyBytes);
+        const float4 current = load_shared_float4(shared_address(&tail.key_tile[ring.slot]));
         const int threshold0 = integer_threshold(bound[0], current);
         const int threshold1 = integer_threshold(bound[1], current);
         const bool diagonal = tile * kScreenKeys + kScreenKeys - 1 > first_position;
@@ -185,7 +207,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
               }
             }
           }
-          if (half == 1 && lane == 0) barrier_arrive(shared_address(&tail.key_empty[key_slot]));
+          if (half == 1 && lane == 0) barrier_arrive(shared_address(&tail.key_empty[ring.slot]));
           if (kListing && __any_sync(0xffffffffu, static_cast<std::int32_t>(bit[0] | bit[1]) < 0) &&
               count <= kStripKeys) {
             const CandidateList list(a, strip);
@@ -199,10 +221,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
           }
           history = (bit[1] & 0x80000000u) | ((bit[0] >> 1) & 0x40000000u) | (history >> 2);
         }
-        if (++key_slot == Plan::kKeySlots) {
-          key_slot = 0;
-          key_phase ^= 1;
-        }
+        ring.advance();
         const int phase = tile & 7;
         if (phase == 7 || tile == tiles - 1) {
           const std::uint32_t word = __reduce_or_sync(0xffffffffu, history) >> (28 - 4 * phase);
@@ -210,15 +229,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
           candidates += __popc(word);
           history = 0;
         } else if (tile == 3 && tiles > 6) {
-          const std::uint32_t vote = __reduce_or_sync(0xffffffffu, history) | static_cast<std::uint32_t>(count);
-          if (lane == 0) tail.vote[warp] = vote;
-          named_barrier_sync(1 + warpgroup, 128);
-          const std::uint32_t* votes = &tail.vote[warpgroup * 4];
-          const std::uint32_t blocks = (votes[0] | votes[1] | votes[2] | votes[3]) >> 16;
-          const int keys = static_cast<int>((votes[0] & 0xffffu) + (votes[1] & 0xffffu) + (votes[2] & 0xffffu) +
-                                            (votes[3] & 0xffffu));
-          const bool crowded = !kListing || keys * (tiles / 4) > kStripsPerTile * kStripKeys;  // at this rate
-          if (crowded && __popc(blocks) >= kDenseBlocks) {
+          if (votes_dense<kListing>(tail, warp, history, count, tiles)) {
             outcome = kDenseVote;  // should the rest of the row block be sparse: all blocks are candidates
             for (int w = lane; w <= (tiles - 1) >> 3; w += 32) words()[w] = 0xffffffffu;
             ++tile;
@@ -228,23 +239,13 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       }
       listed = listed < 0 || count > kStripKeys ? kNotListed : listed | count << (16 * view);
       for (; tile < job_tiles; ++tile) {  // tiles of later rows, or of a job found dense
-        barrier_wait(shared_address(&tail.key_full[key_slot]), key_phase);
-        if (lane == 0) barrier_arrive(shared_address(&tail.key_empty[key_slot]));
-        if (++key_slot == Plan::kKeySlots) {
-          key_slot = 0;
-          key_phase ^= 1;
-        }
+        barrier_wait(shared_address(&tail.key_full[ring.slot]), ring.phase);
+        if (lane == 0) barrier_arrive(shared_address(&tail.key_empty[ring.slot]));
+        ring.advance();
       }
     }
 
-    const int place = turn & 3;
-    barrier_wait(shared_address(&tail.dispatched[place]), ((turn >> 2) & 1) ^ 1);
-    if (lane == 0) {
-      tail.candidates[place][warp] = outcome < 0 ? outcome : candidates;
-      tail.listed[place][warp] = listed;
-      if (warp == 0) tail.finished_job[place] = claimed;
-      barrier_arrive(shared_address(&tail.finished[place]));
-    }
+    report(tail, turn, warp, claimed, outcome < 0 ? outcome : candidates, listed);
     if (claimed < 0) return;
   }
 }
