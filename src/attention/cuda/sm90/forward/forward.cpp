@@ -235,9 +235,11 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
       return false;
     }
   }
-  for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
-    if (has_candidate_lists(shape, call.documents) && keys->row_stride > kLargestInt / 2)
-      return false;  // in bytes: int
+  if (has_candidate_lists(shape, call.documents)) {
+    // The listed product steps from row to row by an int of bytes.
+    for (const ConstTensor* keys : {&call.inputs.k[0], &call.inputs.k[call.options.views - 1], &call.inputs.v}) {
+      if (keys->row_stride > kLargestInt / 2) return false;
+    }
   }
   const Tensor& output = call.outputs.output;
   const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};
