@@ -117,8 +117,8 @@ struct BackwardOutputs {
 // stays inside a document: positions count from its first key, and its last query is aligned with its last key. The
 // count + 1 offsets begin at 0, never decrease (equal neighbours are an empty document) and end at the shape's
 // query_length and key_length; no document has more queries than keys. longest_query and longest_key are upper bounds
-// of the documents' lengths, at most the total lengths; the size of the survivor index depends on them. The gradients
-// of beta and lambda are sums over documents, in their order.
+// of the documents' lengths, at most the total lengths, which serve where nothing better is known; the size of the
+// survivor index depends on them. The gradients of beta and lambda are sums over documents, in their order.
 struct PackedDocuments {
   const std::int32_t* query_offsets = nullptr;
   const std::int32_t* key_offsets = nullptr;

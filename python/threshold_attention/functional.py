@@ -79,7 +79,7 @@ def threshold_rela(
     ``tau_i = beta * sqrt(2 * max(0, ln((i + 1) / kappa)) / D)``. A row without a survivor is 0. No RMSNorm is applied.
 
     Args:
-        q: (B, H_q, T_q, D), float32, bfloat16, float16, or float64 on the CPU; 1 <= D <= 256 on the CPU.
+        q: (B, H_q, T_q, D), float32, bfloat16, float16, or float64 on the CPU; 1 <= D <= 256.
         k: (B, H_kv, T_k, D), H_q a multiple of H_kv, T_q <= T_k; query row i stands at position T_k - T_q + i.
         v: (B, H_kv, T_k, D_v), D_v = D or 2 D.
         beta: number, 0-d or (H_q,) tensor; differentiable. Any finite value; below 0 more than half of all pairs live.

@@ -89,9 +89,10 @@ def threshold_rela_varlen(
             are an empty document), total_q and total_k last. No document has more queries than keys. On the CPU this
             is checked; on CUDA the host does not read them, and wrong values are undefined behaviour, except that the
             last may be less than the total: the rows behind are then not written.
-        max_seqlen_q, max_seqlen_k: upper bounds of the documents' lengths, in rows; None: the totals. They bound the
-            size of what is saved for the backward and, on CUDA, launches and scratch memory, so give them where they
-            are known.
+        max_seqlen_q, max_seqlen_k: upper bounds of the documents' lengths, in rows. Without max_seqlen_k the total
+            serves, without max_seqlen_q max_seqlen_k; larger values mean the same as these. They bound the size of
+            what is saved for the backward and, on CUDA, launches and scratch memory, so give them where they are
+            known.
         beta, kappa, power, normalize, return_statistics, screening, screening_counters: see :func:`threshold_rela`.
 
     Returns:

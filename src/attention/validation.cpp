@@ -105,6 +105,12 @@ Status validate_document_bounds(const AttentionShape& shape, const PackedDocumen
                    "longest_query, which is " + std::to_string(d.longest_query) + ", to key_length, which is " +
                        std::to_string(shape.key_length));
   }
+  // On a GPU nobody would read the offsets and notice.
+  if (d.longest_key == 0 && shape.key_length > 0) {
+    return failure(
+        "documents.longest_key", d.longest_key,
+        "1 or more, as there are keys; key_length, which is " + std::to_string(shape.key_length) + ", always serves");
+  }
   return {};
 }
 

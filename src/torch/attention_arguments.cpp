@@ -103,34 +103,36 @@ void check_screening(const ScreeningArguments& screening, const at::Tensor& q) {
                     counters.sym_strides());
 }
 
-// Offsets as the user gave them: from 0 to `total`, never decreasing, no document longer than `longest`.
-void check_offset_values(const char* name, const at::Tensor& offsets, std::int64_t total, const char* longest_name,
-                         std::int64_t longest) {
-  const at::Tensor contiguous = offsets.contiguous();
-  const auto* value = contiguous.const_data_ptr<std::int32_t>();
-  const std::int64_t count = contiguous.numel() - 1;
+// Offsets as the user gave them, `count` + 1: from 0 to `total`, never decreasing.
+void check_offset_values(const char* name, const std::int32_t* value, std::int64_t count, std::int64_t total) {
   TORCH_CHECK_VALUE(value[0] == 0, name, ": expected 0 first, got ", value[0]);
   for (std::int64_t d = 0; d < count; ++d) {
     TORCH_CHECK_VALUE(value[d] <= value[d + 1], name, ": expected offsets that never decrease, got ", value[d],
                       " and then ", value[d + 1], " for document ", d);
-    const std::int64_t length = std::int64_t{value[d + 1]} - value[d];
-    TORCH_CHECK_VALUE(length <= longest, longest_name, ": expected at least the length of document ", d, ", ", length,
-                      ", got ", longest);
   }
   TORCH_CHECK_VALUE(value[count] == total, name, ": expected the total length ", total, " last, got ", value[count]);
+}
+
+void check_longest(const char* name, const std::int32_t* value, std::int64_t count, std::int64_t longest) {
+  for (std::int64_t d = 0; d < count; ++d) {
+    const std::int64_t length = std::int64_t{value[d + 1]} - value[d];
+    TORCH_CHECK_VALUE(length <= longest, name, ": expected at least the length of document ", d, ", ", length, ", got ",
+                      longest);
+  }
 }
 
 }  // namespace
 
 void check_documents(const PackedArguments& packed, const AttentionShape& shape) {
-  check_offset_values("cu_seqlens_q", packed.cu_seqlens_q, shape.query_length, "max_seqlen_q",
-                      packed.max_seqlen_q.expect_int());
-  check_offset_values("cu_seqlens_k", packed.cu_seqlens_k, shape.key_length, "max_seqlen_k",
-                      packed.max_seqlen_k.expect_int());
   const at::Tensor query_offsets = packed.cu_seqlens_q.contiguous(), key_offsets = packed.cu_seqlens_k.contiguous();
   const auto* query = query_offsets.const_data_ptr<std::int32_t>();
   const auto* key = key_offsets.const_data_ptr<std::int32_t>();
-  for (std::int64_t d = 0; d + 1 < query_offsets.numel(); ++d) {
+  const std::int64_t count = query_offsets.numel() - 1;
+  check_offset_values("cu_seqlens_q", query, count, shape.query_length);
+  check_offset_values("cu_seqlens_k", key, count, shape.key_length);
+  check_longest("max_seqlen_k", key, count, packed.max_seqlen_k.expect_int());
+  check_longest("max_seqlen_q", query, count, packed.max_seqlen_q.expect_int());
+  for (std::int64_t d = 0; d < count; ++d) {
     TORCH_CHECK_VALUE(query[d + 1] - query[d] <= key[d + 1] - key[d],
                       "cu_seqlens_q: expected at most as many queries as keys in document ", d, ", ",
                       key[d + 1] - key[d], ", got ", query[d + 1] - query[d]);

@@ -60,7 +60,7 @@ PackedArguments packed_arguments(const at::Tensor& q, const at::Tensor& k, const
   };
   const c10::SymInt longest_key = bound("max_seqlen_k", max_seqlen_k, k.sym_size(2), k.sym_size(2));
   const c10::SymInt longest_query = bound("max_seqlen_q", max_seqlen_q, longest_key, q.sym_size(2));
-  return {cu_seqlens_q, cu_seqlens_k, longest_query, longest_key};
+  return {cu_seqlens_q, cu_seqlens_k, longest_query.min(longest_key), longest_key};
 }
 
 // Back from (1, heads, total, dim) and (1, heads, total).

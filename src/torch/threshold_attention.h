@@ -16,8 +16,8 @@ struct ThresholdOptions {
   double kappa = 1.0;
   double power = 2.0;
   bool normalize = true;
-  // int32 (H_q, kScreeningCounters) on the device of q, zeros at first, kept from call to call of one layer: by them the
-  // CUDA forward chooses the heads that it screens (tda/attention_cuda.h). They change its time, never a result.
+  // int32 (H_q, kScreeningCounters) on the device of q, zeros at first, kept from call to call of one layer: by them
+  // the CUDA forward chooses the heads that it screens (tda/attention_cuda.h). They change its time, never a result.
   std::optional<at::Tensor> screening_counters = std::nullopt;
 };
 

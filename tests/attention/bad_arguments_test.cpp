@@ -194,6 +194,8 @@ INSTANTIATE_TEST_SUITE_P(
         PackedMistake{"documents.longest_query", "11", [](PackedCall& c) { c.documents.longest_query = 11; }},
         PackedMistake{"documents.longest_key", "5", [](PackedCall& c) { c.documents.longest_key = 5; }},
         PackedMistake{"documents.longest_key", "13", [](PackedCall& c) { c.documents.longest_key = 13; }},
+        PackedMistake{"documents.longest_key", "0",
+                      [](PackedCall& c) { c.documents.longest_query = c.documents.longest_key = 0; }},
         PackedMistake{"documents.query_offsets", "null", [](PackedCall& c) { c.documents.query_offsets = nullptr; }},
         PackedMistake{"documents.key_offsets", "null", [](PackedCall& c) { c.documents.key_offsets = nullptr; }},
         PackedMistake{"documents.query_offsets[0]", "1", [](PackedCall& c) { c.query_offsets[0] = 1; }},

@@ -65,10 +65,18 @@ def test_bits_are_those_of_one_call_per_document(views, packing, dtype):
         torch.set_num_threads(threads)
 
 
-def test_bounds_of_the_lengths_change_nothing():
-    packed = packed_inputs(PACKINGS["fewer queries than keys"], key_heads=2)
+@pytest.mark.parametrize("packing", ["training", "fewer queries than keys"])
+def test_bounds_of_the_lengths_change_nothing(packing):
+    packed = packed_inputs(PACKINGS[packing], key_heads=2)
+    queries = packed.cu_seqlens_q[-1].item()  # of "training": more than any document has keys
     results = []
-    for bounds in ({}, packed.longest(), {"max_seqlen_k": 130}, {"max_seqlen_q": 100_000, "max_seqlen_k": 100_000}):
+    for bounds in (
+        {},
+        packed.longest(),
+        {"max_seqlen_k": 130},
+        packed.longest() | {"max_seqlen_q": queries},
+        {"max_seqlen_q": 100_000, "max_seqlen_k": 100_000},
+    ):
         output = packed.attend(ta, **bounds)
         results.append([output, *gradients(output, packed).values()])
     for other in results[1:]:

@@ -113,7 +113,7 @@ bool is_switched_off(const char* variable) {
 }
 
 // Keys that the average row sees. Of documents the host knows the mean length alone: right where they are equal, never
-// more than in the longest, and too few where most rows are in a few long ones. The rule that asks (screening_rule.h)
+// more than in the longest, and too few where most rows are in a few long ones. The rule that asks (screen/rule.h)
 // then leaves a head unscreened somewhat sooner.
 int mean_keys(const AttentionShape& shape, const PackedDocuments* documents) {
   const std::int64_t sequences = documents ? documents->count : 1;
