@@ -95,8 +95,8 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
   for (int turn = 0;; ++turn) {
     const int place = turn & 3;
     barrier_wait(shared_address(&tail.finished[place]), (turn >> 2) & 1);
-    const int claimed = tail.finished_job[place];
-    if (claimed < 0) return;
+    const ScreenJob job = tail.finished_job[place];
+    if (job.head_of_all < 0) return;
     int candidates = 0;
     int keys = 0;
     if (lane < kTilesPerBlock) {
@@ -111,7 +111,6 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
     const int strip_keys = tail.listed[place][lane & (kStripsPerBlock - 1)];
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.dispatched[place]));
-    const ScreenJob job = screen_job<kPacked>(a, claimed);
     const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
     if (thread < 32) hand_out<kPacked, kListing>(a, job, rows, candidates, keys, strip_keys);
 #pragma unroll 1

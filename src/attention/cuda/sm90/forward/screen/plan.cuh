@@ -19,13 +19,25 @@ struct ScreenPlan {
   static constexpr int kSharedBytes = 1024 + kQuerySlots * kQueryBytes + kKeySlots * kKeyBytes + kTailBytes;
 };
 
+struct ScreenJob {
+  int head_of_all;  // batch, query head; -1 ends the kernel
+  int slot;         // of 256 rows
+};
+
+// What the producer knows of a job, so that consumers do not wait for memory between two.
+struct KnownJob {
+  ScreenJob job;
+  bool unscreened;  // block_is_dense
+  float beta;
+};
+
 struct ScreenTail {     // behind the tiles in shared memory
   KeyTile key_tile[8];  // of the key slots
   std::uint64_t query_full[2], query_empty[2];
   std::uint64_t key_full[8], key_empty[8];
   std::uint64_t finished[4], dispatched[4];  // of the last jobs, by turn mod 4
-  int job[2];                                // of the query slots; -1 ends the kernel
-  int finished_job[4];
+  KnownJob job[2];                           // of the query slots
+  ScreenJob finished_job[4];
   std::uint32_t vote[16];  // per consumer warp: of the first 1024 keys, flags << 16 and listed candidates
   int candidates[4][16];   // candidate strips per consumer warp, or kDenseVote, kUnscreened
   int listed[4][16];       // candidate keys per consumer warp (view 2 in the upper half), or kNotListed
@@ -38,11 +50,6 @@ constexpr int kNotListed = -1;         // more candidate keys than a list holds
 constexpr int kKeysPerStripBlock = 4;  // up to here a list costs less than blocks
 constexpr int kDispatchThreads = 96;
 constexpr int kDenseBlocks = 12;  // of a row tile's first 16: from here the dense kernel is quicker
-
-struct ScreenJob {
-  int head_of_all;  // batch, query head
-  int slot;         // of 256 rows
-};
 
 // Jobs of a wave of heads interleave, last (longest) row blocks first. Jobs of documents name their slot.
 template <bool kPacked>
@@ -96,10 +103,10 @@ __device__ __forceinline__ int visible_key_tiles(const Sequence<kPacked>& s, int
 }
 
 template <int kHeadDim, bool kPacked>
-__device__ __forceinline__ bool block_is_dense(const ForwardArguments& a, const RowBlock<kPacked>& rows) {
+__device__ __forceinline__ bool block_is_dense(const ForwardArguments& a, const RowBlock<kPacked>& rows, float beta) {
   const Sequence<kPacked>& s = rows.sequence;
   const int last_position = s.offset() + min((rows.block + 1) * kScreenRows, s.query_length()) - 1;
-  return !is_screened_head(a, rows.head) || !(threshold_at<kHeadDim>(a.beta[rows.head], last_position, a.kappa) > 0.0f);
+  return !is_screened_head(a, rows.head) || !(threshold_at<kHeadDim>(beta, last_position, a.kappa) > 0.0f);
 }
 
 }  // namespace tda::cuda::sm90

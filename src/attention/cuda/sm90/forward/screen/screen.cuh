@@ -45,11 +45,11 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
     const int claimed = early ? next : atomicAdd(&a.counters->screen_claims, 1);
     const bool valid = claimed < jobs.count();
     if (early && valid) next = atomicAdd(&a.counters->screen_claims, 1);
-    const int named = valid ? jobs.job_of(a, claimed) : -1;
-    const ScreenJob job = valid ? screen_job<kPacked>(a, named) : ScreenJob{0, 0};
-    const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
+    const ScreenJob job = valid ? screen_job<kPacked>(a, jobs.job_of(a, claimed)) : ScreenJob{-1, 0};
+    const RowBlock<kPacked> rows = row_block<kPacked>(a, max(job.head_of_all, 0), job.slot);
     const Sequence<kPacked>& s = rows.sequence;
-    const bool dense = valid && block_is_dense<kHeadDim>(a, rows);
+    const float beta = a.beta[rows.head];
+    const bool dense = valid && block_is_dense<kHeadDim>(a, rows, beta);
     const int first_row = rows.block * kScreenRows;
     const int tiles = visible_key_tiles(s, first_row + kScreenRows - 1);
     // Behind a tensor's end the copy engine brings zeros, behind a document's end rows that nobody wants.
@@ -60,7 +60,7 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
       const std::uint32_t full = shared_address(&tail.query_full[slot]);
       barrier_wait(shared_address(&tail.query_empty[slot]), ((query_use >> 1) & 1) ^ 1);
       ++query_use;
-      tail.job[slot] = named;
+      tail.job[slot] = {job, dense, beta};
       if (!valid || dense) {
         barrier_arrive(full);
         break;
@@ -107,13 +107,14 @@ __device__ __forceinline__ bool votes_dense(ScreenTail& tail, int warp, std::uin
 }
 
 // Tells the dispatcher what a warp found in the job of this turn.
-__device__ __forceinline__ void report(ScreenTail& tail, int turn, int warp, int claimed, int candidates, int listed) {
+__device__ __forceinline__ void report(ScreenTail& tail, int turn, int warp, const ScreenJob& job, int candidates,
+                                       int listed) {
   const int place = turn & 3;
   barrier_wait(shared_address(&tail.dispatched[place]), ((turn >> 2) & 1) ^ 1);
   if ((threadIdx.x & 31) != 0) return;
   tail.candidates[place][warp] = candidates;
   tail.listed[place][warp] = listed;
-  if (warp == 0) tail.finished_job[place] = claimed;
+  if (warp == 0) tail.finished_job[place] = job;
   barrier_arrive(shared_address(&tail.finished[place]));
 }
 
@@ -130,33 +131,35 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   for (int turn = 0;; ++turn) {
     int candidates = 0;
     int listed = 0;
-    int claimed = -1;
+    ScreenJob job{};
     int outcome = 0;  // or kDenseVote (of either view), kUnscreened
     for (int view = 0; view < a.views; ++view) {
       const int slot = query_use & 1;
       barrier_wait(shared_address(&tail.query_full[slot]), (query_use >> 1) & 1);
       ++query_use;
-      claimed = tail.job[slot];
-      if (claimed < 0) break;
-      const ScreenJob job = screen_job<kPacked>(a, claimed);
+      const KnownJob known = tail.job[slot];
+      job = known.job;
+      if (job.head_of_all < 0) break;
       const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
       const Sequence<kPacked>& s = rows.sequence;
       const int first_row = rows.block * kScreenRows + warpgroup * kRowTile;
       const int row = first_row + row_in_warpgroup;
-      const bool unscreened = block_is_dense<kHeadDim>(a, rows);
 
       std::uint32_t q8[kHeadDim / 32][4];
       RowBound bound[2];
-      if (!unscreened) {
-        const float tau0 = threshold_at<kHeadDim>(a.beta[rows.head], s.offset() + row, a.kappa);
-        const float tau1 = threshold_at<kHeadDim>(a.beta[rows.head], s.offset() + row + 8, a.kappa);
+      if (!known.unscreened) {
+        // A lane's rows are those of three others, too: lane l knows of row l.
+        const int first_of_warp = s.offset() + first_row + (warp & 3) * 16;
+        const float tau = threshold_at<kHeadDim>(known.beta, first_of_warp + (lane & 15), a.kappa);
+        const float tau0 = __shfl_sync(0xffffffffu, tau, lane >> 2);
+        const float tau1 = __shfl_sync(0xffffffffu, tau, (lane >> 2) + 8);
         const std::uint32_t query_strip = queries + slot * Plan::kQueryBytes + (warpgroup * 64 + (warp & 3) * 16) * 128;
         quantise_queries<Element, kHeadDim>(a, query_strip, tau0, tau1, row < s.query_length(),
                                             row + 8 < s.query_length(), q8, bound);
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(shared_address(&tail.query_empty[slot]));
-      if (unscreened) {
+      if (known.unscreened) {
         outcome = kUnscreened;
         break;
       }
@@ -245,8 +248,8 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
       }
     }
 
-    report(tail, turn, warp, claimed, outcome < 0 ? outcome : candidates, listed);
-    if (claimed < 0) return;
+    report(tail, turn, warp, job, outcome < 0 ? outcome : candidates, listed);
+    if (job.head_of_all < 0) return;
   }
 }
 
