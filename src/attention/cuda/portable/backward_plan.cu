@@ -90,7 +90,7 @@ __device__ void write_factors(const Problem& p, const HalfRows& rows, int first,
       square[n] = sum_over_lanes(square[n]);
       float factor = factor_of_square(square[n], p.normalize);
       // Beyond fp32's comfort, zero, not finite, or not read yet.
-      if (__any_sync(0xffffffffu, exists && !(square[n] > 1e-30f && square[n] < 1e30f))) {
+      if (__any_sync(0xffffffffu, exists && !(square[n] > 1e-24f && square[n] < 1e30f))) {
         factor = factor_of_any_row(data + (exists ? row : 0) * rows.row_stride, rows.dim, p.normalize);
       }
       if (exists && chunk == 0) factors[row] = factor;
