@@ -72,10 +72,11 @@ TDA_PUBLIC bool attention_cuda_built();
 
 // Bytes of the survivor index and of scratch memory: functions of shapes and options, and of the count and longest
 // lengths of packed documents. The index holds one bit per view and slice of 64 queries x 16 keys, and from 8,192 keys
-// 64 bytes per view and row for 16-bit inputs with D = D_v = 64 or 128 (layout:
-// src/attention/cuda/common/survivor_index.h). Its address is a multiple of 64. On Hopper the forward's scratch memory
-// holds one bit per view and 16 queries x 64 keys. Of packed documents both take query_length * longest_key / 8192
-// bytes per view and head: with the total length for longest_key they grow with its square.
+// 64 bytes per view and row for 16-bit inputs with D = D_v = 64 or 128; of such inputs, when they are normalized, also
+// 4 bytes per view, head and row of q and of k (layout: src/attention/cuda/common/survivor_index.h). Its address is a
+// multiple of 64. On Hopper the forward's scratch memory holds one bit per view and 16 queries x 64 keys. Of packed
+// documents both take query_length * longest_key / 8192 bytes per view and head: with the total length for longest_key
+// they grow with its square.
 TDA_PUBLIC std::size_t attention_cuda_survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                                            const PackedDocuments* documents = nullptr);
 TDA_PUBLIC std::size_t attention_cuda_forward_workspace_bytes(const AttentionShape& shape,

@@ -84,13 +84,17 @@ struct SurvivorLists {
   }
 };
 
+// Data types and head sizes that the sm90 forward takes.
+inline bool is_for_sm90(const AttentionShape& shape, const AttentionOptions& options) {
+  const bool half = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
+  return half && (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim;
+}
+
 inline bool has_survivor_lists(const AttentionShape& shape, const AttentionOptions& options,
                                const PackedDocuments* documents) {
-  const bool half = options.data_type == DataType::kBFloat16 || options.data_type == DataType::kFloat16;
   const bool countable = shape.key_heads > 0 &&
                          options.views * (shape.query_heads / shape.key_heads) * shape.query_length <= kMostListedRows;
-  return half && countable && documents == nullptr && shape.key_length >= kListedKeys &&
-         (shape.head_dim == 64 || shape.head_dim == 128) && shape.value_dim == shape.head_dim;
+  return is_for_sm90(shape, options) && countable && documents == nullptr && shape.key_length >= kListedKeys;
 }
 
 // Words of the lists and of what is in front of them; the lists begin at a multiple of 16 words.
@@ -99,6 +103,31 @@ inline std::int64_t total_words(const AttentionShape& shape, int views) {
 }
 inline std::int64_t survivor_list_words(const AttentionShape& shape, int views) {
   return total_words(shape, views) + views * shape.query_heads * shape.batch * shape.query_length * kListWords;
+}
+
+// Of inputs that are normalized and that the sm90 forward takes, packed documents included: the factors 1/|x| of query
+// rows and keys, in the order of the tensors' rows, so that the backward need not read Q and K for them. A word says
+// whether there are any: kFactorsSaved, or anything else. If so, every key of a sequence with queries has one, and
+// every query row of a row tile with a live slice in that view; others may not be written. kNoFactor stands where a
+// factor is out of fp32's comfort or the row not finite: the reader computes it.
+constexpr std::uint32_t kFactorsSaved = 1;
+constexpr float kNoFactor = -1.0f;
+
+struct SavedFactors {
+  std::uint32_t* state = nullptr;  // in front of the totals of the lists
+  float* query = nullptr;          // (views, query heads, batch, query_length)
+  float* key = nullptr;            // (views, key heads, batch, key_length)
+};
+
+inline bool has_saved_factors(const AttentionShape& shape, const AttentionOptions& options) {
+  return options.normalize && is_for_sm90(shape, options);
+}
+
+inline std::int64_t query_factor_words(const AttentionShape& shape, int views) {
+  return views * shape.query_heads * shape.batch * shape.query_length;
+}
+inline std::int64_t key_factor_words(const AttentionShape& shape, int views) {
+  return views * shape.key_heads * shape.batch * shape.key_length;
 }
 
 inline SurvivorIndexLayout survivor_index_layout(const AttentionShape& shape, const PackedDocuments* documents) {
@@ -111,24 +140,50 @@ inline SurvivorIndexLayout survivor_index_layout(const AttentionShape& shape, co
   return layout;
 }
 
+// Where what is behind the words of slices begins, in words. Sections that a call does not have are empty.
+struct SurvivorIndexSections {
+  std::int64_t state, lists, factors, end;
+};
+
+inline SurvivorIndexSections survivor_index_sections(const AttentionShape& shape, const AttentionOptions& options,
+                                                     const PackedDocuments* documents) {
+  const bool lists = has_survivor_lists(shape, options, documents), factors = has_saved_factors(shape, options);
+  std::int64_t words = survivor_index_layout(shape, documents).words(options.views);
+  if (lists || factors) words = (words + kListWords - 1) / kListWords * kListWords;
+  SurvivorIndexSections sections{};
+  sections.state = words;
+  sections.lists = sections.state + (factors ? kListWords : 0);
+  sections.factors = sections.lists + (lists ? survivor_list_words(shape, options.views) : 0);
+  sections.end = sections.factors +
+                 (factors ? query_factor_words(shape, options.views) + key_factor_words(shape, options.views) : 0);
+  return sections;
+}
+
 // The lists of an index, or null pointers.
 inline SurvivorLists survivor_lists(void* index, const AttentionShape& shape, const AttentionOptions& options,
                                     const PackedDocuments* documents) {
   if (index == nullptr || !has_survivor_lists(shape, options, documents)) return {};
-  const std::int64_t words = survivor_index_layout(shape, documents).words(options.views);
   SurvivorLists lists;
-  lists.totals = static_cast<std::uint32_t*>(index) + (words + kListWords - 1) / kListWords * kListWords;
+  lists.totals = static_cast<std::uint32_t*>(index) + survivor_index_sections(shape, options, documents).lists;
   lists.rows = lists.totals + total_words(shape, options.views);
   return lists;
 }
 
+// The factors of an index, or null pointers.
+inline SavedFactors saved_factors(void* index, const AttentionShape& shape, const AttentionOptions& options,
+                                  const PackedDocuments* documents) {
+  if (index == nullptr || !has_saved_factors(shape, options)) return {};
+  const SurvivorIndexSections sections = survivor_index_sections(shape, options, documents);
+  SavedFactors factors;
+  factors.state = static_cast<std::uint32_t*>(index) + sections.state;
+  factors.query = static_cast<float*>(index) + sections.factors;
+  factors.key = factors.query + query_factor_words(shape, options.views);
+  return factors;
+}
+
 inline std::size_t survivor_index_bytes(const AttentionShape& shape, const AttentionOptions& options,
                                         const PackedDocuments* documents) {
-  std::int64_t words = survivor_index_layout(shape, documents).words(options.views);
-  if (has_survivor_lists(shape, options, documents)) {
-    words = (words + kListWords - 1) / kListWords * kListWords + survivor_list_words(shape, options.views);
-  }
-  return static_cast<std::size_t>(words) * sizeof(std::uint32_t);
+  return static_cast<std::size_t>(survivor_index_sections(shape, options, documents).end) * sizeof(std::uint32_t);
 }
 
 }  // namespace tda::cuda

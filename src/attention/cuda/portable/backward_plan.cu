@@ -1,12 +1,12 @@
 // The plan of the 16-bit backward (backward_plan.h).
 //
 // Two kinds of blocks of eight warps. Row blocks: a warp takes one row tile of one view and head, counts its live
-// slices, and either computes the factors 1/|q| of its rows and lists a task, or writes zeros to dq, or, in a listed
+// slices, and either provides the factors 1/|q| of its rows and lists a task, or writes zeros to dq, or, in a listed
 // head, counts the pairs of its rows' keys. Column blocks: 512 keys (one word of the index) of one key head; warps read
 // the words of 32 row tiles at a time and turn them by ballots into one word of each of the 32 slices. Then a warp
 // takes a slice: factors and a task, or zeros to dk and dv. With dense kernels tasks have 128 rows or keys, and empty
-// ones are listed, too, instead of zeros. Cost: the index once, Q and K where something survives, zeros where nothing
-// does: latency, or memory.
+// ones are listed, too, instead of zeros. Cost: the index once, where something survives the factors that the forward
+// saved, or else Q and K, and zeros where nothing does: latency, or memory.
 #include "attention/cuda/common/kernel_order.cuh"
 #include "attention/cuda/portable/backward_plan.h"
 #include "attention/cuda/portable/half_operands.cuh"
@@ -47,8 +47,8 @@ __device__ __noinline__ float factor_of_any_row(const T* row, int dim, bool norm
   return normalize ? static_cast<float>(1.0 / fmax(sqrt(square), 1e-12)) : 1.f;
 }
 
-// Factors of rows first .. first + COUNT - 1 of a sequence, by one warp. Rows of up to 128 elements that can be read
-// sixteen bytes at a time are all under way before the first is used.
+// Factors of rows first .. first + COUNT - 1 of a sequence from the rows, by one warp. Rows of up to 128 elements that
+// can be read sixteen bytes at a time are all under way before the first is used.
 template <class T, int COUNT>
 __device__ void write_factors(const Problem& p, const HalfRows& rows, int first, float* factors) {
   constexpr int kPasses = COUNT / kRowsPerPass < 8 ? COUNT / kRowsPerPass : 8;
@@ -90,11 +90,71 @@ __device__ void write_factors(const Problem& p, const HalfRows& rows, int first,
       square[n] = sum_over_lanes(square[n]);
       float factor = factor_of_square(square[n], p.normalize);
       // Beyond fp32's comfort, zero, not finite, or not read yet.
-      if (__any_sync(0xffffffffu, exists && !(square[n] > 1e-30f && square[n] < 1e30f))) {
+      if (__any_sync(0xffffffffu, exists && !(square[n] > 1e-24f && square[n] < 1e30f))) {
         factor = factor_of_any_row(data + (exists ? row : 0) * rows.row_stride, rows.dim, p.normalize);
       }
       if (exists && chunk == 0) factors[row] = factor;
     }
+  }
+}
+
+// Factors of the rows among 32 that `missing` names and the forward has none for, by one warp. Rare.
+template <class T>
+__device__ __noinline__ void write_missing_factors(const T* first_row, std::int64_t row_stride, int dim,
+                                                   unsigned missing, float* factors) {
+  const int lane = own_lane(), any = __ffs(static_cast<int>(missing)) - 1;
+#pragma unroll 1
+  for (int done = 0; done < 32; done += kRowsPerPass) {
+    if ((missing >> done & ((1u << kRowsPerPass) - 1)) == 0) continue;
+    const int place = done + lane / kLanesPerRow;
+    const bool wanted = (missing >> place & 1u) != 0;
+    const float factor = factor_of_any_row(first_row + (wanted ? place : any) * row_stride, dim, true);
+    if (wanted && lane % kLanesPerRow == 0) factors[place] = factor;
+  }
+}
+
+// Factors of rows first .. first + COUNT - 1 of a sequence from those that the forward saved, by one warp.
+template <class T, int COUNT>
+__device__ void copy_factors(const HalfRows& rows, int first, const float* saved, float* factors) {
+  constexpr int kPasses = (COUNT + 31) / 32;
+  const int lane = own_lane(), count = min(COUNT, rows.rows - first);
+  float own[kPasses];
+#pragma unroll
+  for (int n = 0; n < kPasses; ++n) own[n] = 32 * n + lane < count ? saved[first + 32 * n + lane] : 0.f;
+#pragma unroll
+  for (int n = 0; n < kPasses; ++n) {
+    if (own[n] > 0.f) factors[first + 32 * n + lane] = own[n];
+    const unsigned missing = __ballot_sync(0xffffffffu, 32 * n + lane < count && !(own[n] > 0.f));
+    if (missing == 0) continue;
+    const T* const data = static_cast<const T*>(rows.data) + rows.start;
+    write_missing_factors(data + (first + 32 * n) * rows.row_stride, rows.row_stride, rows.dim, missing,
+                          factors + first + 32 * n);
+  }
+}
+
+// Factors of queries and keys first .. first + COUNT - 1 of a sequence, by one warp. SAVED: the forward saved them.
+template <class T, int COUNT, bool SAVED>
+__device__ void provide_query_factors(const Problem& p, const BackwardPlan& plan, const Sequence& s, int view, int head,
+                                      int first) {
+  const HalfRows rows = half_queries(p, s, view, head);
+  float* const factors = query_factors(p, s, view, head);
+  if constexpr (SAVED) {
+    const std::int64_t flat = (view * p.shape.query_heads + head) * p.shape.batch * p.shape.query_length + s.flat_query;
+    copy_factors<T, COUNT>(rows, first, plan.saved.query + flat, factors);
+  } else {
+    write_factors<T, COUNT>(p, rows, first, factors);
+  }
+}
+template <class T, int COUNT, bool SAVED>
+__device__ void provide_key_factors(const Problem& p, const BackwardPlan& plan, const Sequence& s, int view,
+                                    int key_head, int first) {
+  const HalfRows rows = half_keys(p, s, view, key_head);
+  float* const factors = key_factors(p, s, view, key_head);
+  if constexpr (SAVED) {
+    const std::int64_t flat = (view * p.shape.key_heads + key_head) * p.shape.batch * p.shape.key_length + s.flat_key;
+    copy_factors<T, COUNT>(rows, first, plan.saved.key + flat, factors);
+  } else {
+    write_factors<T, COUNT>(p, rows, first, factors);
   }
 }
 
@@ -133,7 +193,7 @@ __device__ RowPair count_row_pair(const Problem& p, const BackwardArguments& a, 
   return pair;
 }
 
-template <class T>
+template <class T, bool SAVED>
 __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                               const BlockTask& task) {
   const int view = task.head % p.views, head = task.head / p.views;
@@ -172,7 +232,12 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
                                static_cast<int>(p.shape.head_dim), a.wide_dq[view]);
     return;
   }
-  write_factors<T, kSliceRows>(p, half_queries(p, s, view, head), first_row, query_factors(p, s, view, head));
+  if (SAVED && live == 0) {  // beside a live one: not saved, and no score is computed with these
+    float* const factors = query_factors(p, s, view, head) + first_row;
+    for (int row = own_lane(); row < min(kSliceRows, s.query_length - first_row); row += 32) factors[row] = 0.f;
+  } else {
+    provide_query_factors<T, kSliceRows, SAVED>(p, plan, s, view, head, first_row);
+  }
   if (leads && wanted && !dense) list_task(plan.row_tasks, live, false, entry);
 }
 
@@ -219,7 +284,7 @@ __device__ void turn_columns(const Problem& p, const BackwardArguments& a, const
 }
 
 // Lists the dense column tasks of one word column; each warp provides the factors of 64 keys.
-template <class T>
+template <class T, bool SAVED>
 __device__ void list_dense_columns(const Problem& p, const BackwardPlan& plan, const Sequence& s, const BlockTask& task,
                                    bool wanted, const int (&tiles)[kBlocksPerWord]) {
   constexpr int kWarpKeys = kKeysPerWord / kPlanWarps, kBlockKeys = kSlicesPerBlock * kSliceKeys;
@@ -235,11 +300,11 @@ __device__ void list_dense_columns(const Problem& p, const BackwardPlan& plan, c
   }
   if (block_tiles == 0) return;
   for (int view = 0; view < p.views; ++view) {
-    write_factors<T, kWarpKeys>(p, half_keys(p, s, view, task.head), first_key, key_factors(p, s, view, task.head));
+    provide_key_factors<T, kWarpKeys, SAVED>(p, plan, s, view, task.head, first_key);
   }
 }
 
-template <class T>
+template <class T, bool SAVED>
 __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                              const BlockTask& task) {
   __shared__ int count[kSlicesPerWord], tiles[kBlocksPerWord];
@@ -255,7 +320,7 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
   __syncthreads();
   const bool wanted = a.outputs.dk[0].data || a.outputs.dk[1].data || a.outputs.dv.data;
   if (plan.dense) {
-    list_dense_columns<T>(p, plan, s, task, wanted, tiles);
+    list_dense_columns<T, SAVED>(p, plan, s, task, wanted, tiles);
     return;
   }
   for (int b = static_cast<int>(threadIdx.x) / 32; b < kSlicesPerWord; b += kPlanWarps) {
@@ -273,7 +338,7 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
       continue;
     }
     for (int view = 0; view < p.views; ++view) {
-      write_factors<T, kSliceKeys>(p, half_keys(p, s, view, key_head), first_key, key_factors(p, s, view, key_head));
+      provide_key_factors<T, kSliceKeys, SAVED>(p, plan, s, view, key_head, first_key);
     }
     if (threadIdx.x % 32 != 0 || !wanted) continue;
     const BackwardTask entry{static_cast<std::uint32_t>(task.sequence), static_cast<std::uint32_t>(key_head),
@@ -288,17 +353,20 @@ __global__ void __launch_bounds__(kPlanThreads, 4)
                          const __grid_constant__ BackwardPlan plan, std::int64_t row_tasks,
                          std::int64_t column_blocks) {
   allow_next_kernel();
+  const bool factors_saved = plan.saved.state != nullptr && *plan.saved.state == kFactorsSaved;
   const std::int64_t block = blockIdx.x, blocks = gridDim.x;
   for (std::int64_t n = block * kPlanThreads + threadIdx.x; n < p.longest_key; n += blocks * kPlanThreads) {
     plan.position_scale[n] = static_cast<float>(threshold_scale(p, n));
   }
   if (block < column_blocks) {  // these take longer
-    plan_columns<T>(p, a, plan, block_task(block, p.shape.key_heads, p.sequences));
+    const BlockTask task = block_task(block, p.shape.key_heads, p.sequences);
+    factors_saved ? plan_columns<T, true>(p, a, plan, task) : plan_columns<T, false>(p, a, plan, task);
     return;
   }
   const std::int64_t own = (block - column_blocks) * kPlanWarps + threadIdx.x / 32;
   if (own < row_tasks) {
-    plan_row_tile<T>(p, a, plan, block_task(own, p.shape.query_heads * p.views, p.sequences));
+    const BlockTask task = block_task(own, p.shape.query_heads * p.views, p.sequences);
+    factors_saved ? plan_row_tile<T, true>(p, a, plan, task) : plan_row_tile<T, false>(p, a, plan, task);
   }
 }
 

@@ -76,6 +76,7 @@ struct BackwardPlan {
   std::int64_t column_slices;    // of all sequences
   std::int64_t words_per_slice;  // of 32 row tiles
   float* position_scale;         // c_n of every position (tda/attention.h)
+  SavedFactors saved;            // of the forward, read only; null pointers: there are none
   TaskList row_tasks, column_tasks;
   // With dense kernels of another family these lists are theirs: blocks of 128 query rows, or of 128 keys, with and
   // without a survivor. row_tasks and column_tasks then hold what those kernels hand back.

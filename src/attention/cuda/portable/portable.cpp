@@ -266,9 +266,12 @@ Status forward(const ForwardCall& call) {
     p.irregular = nullptr;
   }
   const SurvivorLists lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, call.documents);
-  if (lists.totals) {  // these kernels write none: all bits set are more than kIncompleteHead
-    const auto bytes = static_cast<std::size_t>(total_words(call.shape, p.views)) * sizeof(std::uint32_t);
-    if (Status s = launch_status("memset", cudaMemsetAsync(lists.totals, 0xff, bytes, stream)); !s.ok()) return s;
+  const SavedFactors factors = saved_factors(call.outputs.survivor_index, call.shape, call.options, call.documents);
+  if (std::uint32_t* const marks = factors.state ? factors.state : lists.totals) {
+    // These kernels write neither: all bits set are more than kIncompleteHead, and not kFactorsSaved.
+    const std::int64_t words = (factors.state ? kListWords : 0) + (lists.totals ? total_words(call.shape, p.views) : 0);
+    const std::size_t bytes = static_cast<std::size_t>(words) * sizeof(std::uint32_t);
+    if (Status s = launch_status("memset", cudaMemsetAsync(marks, 0xff, bytes, stream)); !s.ok()) return s;
   }
   if (Status s = launch_status("row_scales", launch_row_scales(p, stream)); !s.ok()) return s;
   if (p.irregular) {
@@ -388,6 +391,7 @@ Status backward(const BackwardCall& call, DenseBackward dense) {
     const bool lists = has_survivor_lists(call.shape, call.options, call.documents);
     place_plan(call.shape, call.options.views, p.index, call.documents, lists, arena, &plan);
     plan.dense = dense != nullptr;
+    plan.saved = saved_factors(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);
     if (lists && p.longest_query > 0 && rows_are_wide(p, a)) {
       const SurvivorLists from =
           survivor_lists(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);

@@ -223,7 +223,7 @@ __device__ __forceinline__ float row_factor(const Elements<DIM>& row, bool norma
   const float square = dot(row, row);
   const float first = rsqrtf(square);  // one step of Newton's method takes it to half a unit more than the last place
   float factor = normalize ? fmaf(0.5f * first, fmaf(-square * first, first, 1.f), first) : 1.f;
-  if (__any_sync(0xffffffffu, exists && !(square > 1e-30f && square < 1e30f))) {
+  if (__any_sync(0xffffffffu, exists && !(square > 1e-24f && square < 1e30f))) {
     double exact = 0.0;
 #pragma unroll
     for (int i = 0; i < Elements<DIM>::kCount; ++i) {

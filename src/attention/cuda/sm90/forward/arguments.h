@@ -109,6 +109,7 @@ struct ForwardArguments {
   SurvivorLists lists;
   int list_heads;  // entries of lists.totals; 0 without an index
   bool lists_wanted;
+  SavedFactors factors;  // `query` and `key` null: none are saved
 
   const std::int32_t* query_offsets;  // of packed documents, or null
   const std::int32_t* key_offsets;

@@ -106,7 +106,8 @@ bool is_supported_shape(const AttentionShape& shape, const AttentionOptions& opt
 
 // Testing aid, read at each call: TDA_SM90_SCREEN=off computes every visible pair exactly; TDA_SM90_DENSE=off keeps the
 // dense kernel out, TDA_SM90_LISTED=off lists of candidate keys; the outputs are the same bits. TDA_SM90_LISTS=off
-// marks the survivors' lists as incomplete, so that the backward does without.
+// marks the survivors' lists as incomplete, so that the backward does without; TDA_SM90_FACTORS=off saves no factors
+// 1/|x|, so that the backward computes them.
 bool is_switched_off(const char* variable) {
   const char* value = std::getenv(variable);
   return value != nullptr && std::string_view(value) == "off";
@@ -167,6 +168,8 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.index_layout = survivor_index_layout(call.shape, call.documents);
   a.lists = survivor_lists(call.outputs.survivor_index, call.shape, call.options, call.documents);
   a.lists_wanted = !is_switched_off("TDA_SM90_LISTS");
+  a.factors = saved_factors(call.outputs.survivor_index, call.shape, call.options, call.documents);
+  if (is_switched_off("TDA_SM90_FACTORS")) a.factors.query = a.factors.key = nullptr;
   a.list_heads = a.lists.totals ? a.views * a.batch * a.query_heads : 0;
   auto* base = static_cast<std::uint8_t*>(call.workspace);
   a.counters = reinterpret_cast<Counters*>(base + w.counters);

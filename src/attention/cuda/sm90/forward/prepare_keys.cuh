@@ -5,7 +5,8 @@
 // thresholds. Dimensions are permuted inside each 16 (order 2t, 2t+1, 2t+8, 2t+9 for t = 0..3), so that the screen
 // packs its 8-bit query fragments from 16-bit ones without moving data between lanes; a dot product does not care.
 // It also chooses the heads that are screened, and clears what the other kernels of the chain count and mark; with
-// packed documents the counters are in use by then. Cost: reads 2 D, writes D + 4 bytes a key: bound by memory.
+// packed documents the counters are in use by then. Cost: reads 2 D, writes D + 4 bytes a key, 8 with an index: bound
+// by memory.
 #pragma once
 
 #include "attention/cuda/common/kernel_order.cuh"
@@ -51,6 +52,9 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
   for (int i = static_cast<int>(blockIdx.x) * kPrepareThreads + thread; i < a.list_heads; i += threads) {
     a.lists.totals[i] = a.lists_wanted ? 0u : kIncompleteHead;
   }
+  if (blockIdx.x == 0 && thread == 0 && a.factors.state != nullptr) {
+    *a.factors.state = a.factors.query != nullptr ? kFactorsSaved : 0u;
+  }
   const int slot = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.key_tiles));
   const int head_of_all = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.key_tiles));  // view, batch, head
   const int view = head_of_all / (a.batch * a.key_heads);
@@ -80,6 +84,7 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
   // Behind a document's end begins the next.
   const auto is_writable = [&](int row) { return !kPacked || row < s.key_length(); };
   float* scales = a.key_scale + static_cast<std::int64_t>(head_of_all) * scale_pitch<kPacked>(a) + s.first_scale();
+  float* const saved = saved_key_factors(a, view, s, head);
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
     const std::uint32_t word[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
@@ -99,6 +104,7 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 3 : 2)
     largest = fmaxf(largest, peak * inverse[i]);
     const int row = first_row + i * kRowsPerPass;
     if (lane == 0 && is_writable(row)) scales[row] = inverse[i];
+    if (a.factors.key != nullptr && lane == 0 && row < s.key_length()) saved[row] = saved_factor(inverse[i]);
   }
   largest = block_max(largest, scratch);
   if (!a.normalize) largest_norm = block_max(largest_norm, scratch);

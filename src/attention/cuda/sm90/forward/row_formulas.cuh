@@ -18,6 +18,11 @@ __device__ __forceinline__ float norm_from_square(float square) {
   return square < 1e-24f ? 1e-12f : sqrtf(square);  // NaN stays NaN
 }
 
+// A factor 1/|x| as the survivor index keeps it: only where neither the square nor a rounding of |x| is in question.
+__device__ __forceinline__ float saved_factor(float factor) {
+  return factor > 1e-15f && factor < 1e11f ? factor : kNoFactor;
+}
+
 // The power of two by which a query row is multiplied before the exact product (exact in 16 bits): weights
 // t^p, t <= |q'| (1 + max(0, -tau)), then lie below 32768 and use fp16's range well.
 __device__ __forceinline__ float query_scale(float norm, float tau, float power) {

@@ -114,6 +114,20 @@ __device__ __forceinline__ const float* key_scales(const ForwardArguments& a, in
          s.first_scale();
 }
 
+// Where 1/|x| of query row `row`, and of the sequence's first key, goes in a survivor index that has factors.
+template <bool kPacked>
+__device__ __forceinline__ float* saved_query_factor(const ForwardArguments& a, int view, const Sequence<kPacked>& s,
+                                                     int head, int row) {
+  const int head_of_all = (view * a.query_heads + head) * a.batch + s.batch();
+  return a.factors.query + static_cast<std::int64_t>(head_of_all) * a.query_length + (s.first_query() + row);
+}
+template <bool kPacked>
+__device__ __forceinline__ float* saved_key_factors(const ForwardArguments& a, int view, const Sequence<kPacked>& s,
+                                                    int key_head) {
+  const int head_of_all = (view * a.key_heads + key_head) * a.batch + s.batch();
+  return a.factors.key + static_cast<std::int64_t>(head_of_all) * a.key_length + s.first_key();
+}
+
 // Place of query row 0 of a head in arrays of (B, H_q, T_q).
 template <bool kPacked>
 __device__ __forceinline__ std::int64_t flat_row(const ForwardArguments& a, const Sequence<kPacked>& s, int head) {

@@ -130,7 +130,7 @@ class StepConsumer {
       }
       const int row = first_row + part_of(set) * kRowTile + row_in_tile;
       if constexpr (!kPacked) lists[set].begin(a);
-      rows[set] = prepare_queries<Element, kHeadDim, kPacked>(a, job.sequence, a.beta[job.head], row, q[set]);
+      rows[set] = prepare_queries<Element, kHeadDim, kPacked>(a, job.sequence, view_of(set), job.head, row, q[set]);
       if constexpr (Plan::kQueriesShared) {
 #pragma unroll
         for (int k = 0; k < kChunks; ++k) store_matrices(address[k], q[set][k]);

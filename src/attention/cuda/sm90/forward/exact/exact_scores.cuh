@@ -21,9 +21,10 @@ struct QueryRows {
 
 // Scales the warp's fragments by the rows' powers of two and returns what the scores need. `row` is that of row g; rows
 // behind the end get a threshold that nothing reaches. In packed documents they may hold anything, and become zero.
+// With an index, 1/|q| is saved for the backward.
 template <typename Element, int kHeadDim, bool kPacked>
-__device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, const Sequence<kPacked>& s, float beta,
-                                                     int row, std::uint32_t (&q)[kHeadDim / 16][4]) {
+__device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, const Sequence<kPacked>& s, int view,
+                                                     int head, int row, std::uint32_t (&q)[kHeadDim / 16][4]) {
   if constexpr (kPacked) {
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -42,6 +43,7 @@ __device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, 
   }
   QueryRows rows;
   float scale[2];
+  const float beta = a.beta[head];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float norm = a.normalize ? norm_from_square(quad_sum(square[h])) : 1.0f;
@@ -49,6 +51,11 @@ __device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, 
     scale[h] = a.normalize ? query_scale(norm, tau, a.power) : 1.0f;
     rows.norm[h] = norm * scale[h];
     rows.threshold[h] = row + 8 * h < s.query_length() ? tau * rows.norm[h] : 1e30f;
+  }
+  if (const int part = static_cast<int>(threadIdx.x & 3);
+      a.factors.query != nullptr && part < 2 && row + 8 * part < s.query_length()) {
+    const float factor = __fdividef(part == 0 ? scale[0] : scale[1], part == 0 ? rows.norm[0] : rows.norm[1]);
+    *saved_query_factor(a, view, s, head, row + 8 * part) = saved_factor(factor);
   }
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {

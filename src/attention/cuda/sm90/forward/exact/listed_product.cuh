@@ -68,7 +68,8 @@ __device__ __forceinline__ void fetch_queries(const ForwardArguments& a, int vie
 // Scales the queries of a strip that have arrived (prepare_queries) and leaves their A fragments, 16 bytes a lane and
 // 16 dims. Dims are permuted inside 16, so that a lane's four are neighbours: 4 c .. 4 c + 3.
 template <typename Element, int kHeadDim>
-__device__ __forceinline__ QueryRows prepare_strip(const ForwardArguments& a, const ListedJob& job, char* strip) {
+__device__ __forceinline__ QueryRows prepare_strip(const ForwardArguments& a, int view, const ListedJob& job,
+                                                   char* strip) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   std::uint32_t fragments[kHeadDim / 16][4];
   const std::uint32_t address = shared_address(strip);
@@ -76,7 +77,7 @@ __device__ __forceinline__ QueryRows prepare_strip(const ForwardArguments& a, co
   for (int k = 0; k < kHeadDim / 16; ++k) {
     load_matrices(address + strip_offset(lane & 15, 2 * k + (lane >> 4)), fragments[k]);
   }
-  const QueryRows rows = prepare_queries<Element, kHeadDim>(a, Sequence<false>(a, job.batch), a.beta[job.head],
+  const QueryRows rows = prepare_queries<Element, kHeadDim>(a, Sequence<false>(a, job.batch), view, job.head,
                                                             job.first_row + (lane >> 2), fragments);
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
@@ -266,7 +267,7 @@ __device__ __forceinline__ void listed_strip(const ForwardArguments& a, const Li
   ListWriter lists[kViews];
 #pragma unroll
   for (int view = 0; view < kViews; ++view) {
-    rows[view] = prepare_strip<Element, kHeadDim>(a, job, slot + view * Plan::kStripBytes);
+    rows[view] = prepare_strip<Element, kHeadDim>(a, view, job, slot + view * Plan::kStripBytes);
     lists[view].begin(a);
   }
   float ratio[2] = {0.0f, 0.0f};

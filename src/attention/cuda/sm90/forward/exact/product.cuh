@@ -256,7 +256,7 @@ __device__ __forceinline__ void product_consumer(const ForwardArguments& a, std:
       std::uint32_t q[kSteps][4];
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) load_matrices(query_address[k] + view * Plan::kTileBytes, q[k]);
-      rows[view] = prepare_queries<Element, kHeadDim, kPacked>(a, s, a.beta[head], first_row + row_in_tile, q);
+      rows[view] = prepare_queries<Element, kHeadDim, kPacked>(a, s, view, head, first_row + row_in_tile, q);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) store_matrices(query_address[k] + view * Plan::kTileBytes, q[k]);
     }
