@@ -148,6 +148,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.screening = call.choice.screening != Screening::kNever && !is_switched_off("TDA_SM90_SCREEN");
   a.choose_heads = a.screening && call.choice.screening == Screening::kAutomatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
+  a.all_dense = !a.screening && a.dense_kernel && call.documents == nullptr;
   a.listing = a.screening && has_candidate_lists(shape, call.documents) && !is_switched_off("TDA_SM90_LISTED");
 }
 

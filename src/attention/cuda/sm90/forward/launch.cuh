@@ -27,6 +27,7 @@ Status launch_exact(const ForwardArguments& a, int processors, cudaStream_t stre
     using Dense = DensePlan<kHeadDim, kViews>;
     const Launch launch{static_cast<unsigned>(processors), Dense::kThreads, Dense::kSharedBytes, true};
     if (Status s = enqueue(dense<Element, kSquare, Dense, kPacked>, "dense", launch, a, stream); !s.ok()) return s;
+    if (a.all_dense) return {};
   }
   using Product = ProductPlan<kHeadDim, kViews>;
   const Launch launch{static_cast<unsigned>(processors * Product::kBlocksPerProcessor), Product::kThreads,
@@ -51,10 +52,12 @@ Status launch_forward(const ForwardArguments& a, int processors, cudaStream_t st
   }
   const Launch keys{static_cast<unsigned>(a.views * a.batch * a.key_heads * a.key_tiles), kPrepareThreads, 0, kPacked};
   if (Status s = enqueue(prepare_keys<Element, kHeadDim, kPacked>, "prepare_keys", keys, a, stream); !s.ok()) return s;
-  const Launch rows{static_cast<unsigned>(processors), Screen::kThreads, Screen::kSharedBytes, true};
-  const auto kernel =
-      !kPacked && a.listing ? screen<Element, kHeadDim, kPacked, !kPacked> : screen<Element, kHeadDim, kPacked, false>;
-  if (Status s = enqueue(kernel, "screen", rows, a, stream); !s.ok()) return s;
+  if (!a.all_dense) {
+    const Launch rows{static_cast<unsigned>(processors), Screen::kThreads, Screen::kSharedBytes, true};
+    const auto kernel = !kPacked && a.listing ? screen<Element, kHeadDim, kPacked, !kPacked>
+                                              : screen<Element, kHeadDim, kPacked, false>;
+    if (Status s = enqueue(kernel, "screen", rows, a, stream); !s.ok()) return s;
+  }
   const bool square = a.power == 2.0f;
   if (a.views == 1) {
     return square ? launch_exact<Element, kHeadDim, 1, true, kPacked>(a, processors, stream)

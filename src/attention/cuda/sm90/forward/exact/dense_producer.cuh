@@ -5,7 +5,7 @@
 
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
-#include "attention/cuda/sm90/forward/sequence.cuh"
+#include "attention/cuda/sm90/forward/row_block_jobs.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -77,10 +77,18 @@ __device__ __forceinline__ StepJob<kPacked> step_job(const ForwardArguments& a, 
   return {rows.sequence, rows.head, rows.block * kScreenRows + job_of_all % Plan::kJobsPerBlock * Plan::kRows};
 }
 
+// The row block of a claim: head * row_blocks + slot.
+template <bool kPacked>
+__device__ __forceinline__ int dense_block(const ForwardArguments& a, int claimed) {
+  if (kPacked || !a.all_dense) return a.dense_list[claimed];
+  const RowBlockJob job = row_block_job<kPacked>(a, claimed);
+  return job.head_of_all * a.row_blocks + job.slot;
+}
+
 template <typename Plan, bool kPacked>
 __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
                                               std::uint32_t scales, StepTail& tail) {
-  const int jobs = a.counters->dense_jobs * Plan::kJobsPerBlock;
+  const int blocks = !kPacked && a.all_dense ? RowBlockJobs<kPacked>(a).count() : a.counters->dense_jobs;
   SlotRing<Plan::kSlots> ring(1);
   const auto copy = [&](std::uint32_t destination, const CUtensorMap& map, std::uint32_t full, int row, int head,
                         int batch) {
@@ -94,14 +102,15 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
     const int claimed = atomicAdd(&a.counters->dense_claims, 1);
     const std::uint32_t query_full = shared_address(&tail.query_full[query_ring.slot]);
     barrier_wait(shared_address(&tail.query_empty[query_ring.slot]), query_ring.phase);
-    if (claimed >= jobs) {
+    const int block = claimed / Plan::kJobsPerBlock;
+    if (block >= blocks) {
       tail.job[query_ring.slot] = -1;
       barrier_arrive(query_full);
       return;
     }
     // The second half of a row block, which is longer, comes first.
     const int part_of_block = Plan::kJobsPerBlock - 1 - claimed % Plan::kJobsPerBlock;
-    const int job_of_all = a.dense_list[claimed / Plan::kJobsPerBlock] * Plan::kJobsPerBlock + part_of_block;
+    const int job_of_all = dense_block<kPacked>(a, block) * Plan::kJobsPerBlock + part_of_block;
     tail.job[query_ring.slot] = job_of_all;
     const StepJob<kPacked> job = step_job<Plan, kPacked>(a, job_of_all);
     const Sequence<kPacked>& s = job.sequence;

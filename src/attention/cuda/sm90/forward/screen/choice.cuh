@@ -10,7 +10,7 @@
 
 namespace tda::cuda::sm90 {
 
-// By one block of prepare_keys.
+// By one block of prepare_keys. Where the screen does not run it counts for it.
 __device__ __forceinline__ void choose_screened_heads(const ForwardArguments& a, int thread, int threads) {
   if (a.screening_counters == nullptr) return;
   for (int head = thread; head < a.query_heads; head += threads) {
@@ -18,6 +18,7 @@ __device__ __forceinline__ void choose_screened_heads(const ForwardArguments& a,
     const int unscreened_calls = a.choose_heads ? next_unscreened_calls(counters, a.mean_keys) : 0;
     counters = {};
     counters.unscreened_calls = unscreened_calls;
+    if (a.all_dense) counters.row_tiles = counters.dense = a.batch * a.row_tiles;
   }
 }
 

@@ -25,8 +25,8 @@ __device__ __forceinline__ bool is_listed(int candidates, int keys) {
 // strips with lists. `candidates` and `keys` are those of row tile `lane` of the block, `strip_keys` those of both
 // views of strip `lane`.
 template <bool kPacked, bool kListing>
-__device__ __forceinline__ void hand_out(const ForwardArguments& a, const ScreenJob& job, const RowBlock<kPacked>& rows,
-                                         int candidates, int keys, int strip_keys) {
+__device__ __forceinline__ void hand_out(const ForwardArguments& a, const RowBlockJob& job,
+                                         const RowBlock<kPacked>& rows, int candidates, int keys, int strip_keys) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const int tile = rows.block * kTilesPerBlock + lane;
   const bool exists = lane < kTilesPerBlock && tile * kRowTile < rows.sequence.query_length();
@@ -95,7 +95,7 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
   for (int turn = 0;; ++turn) {
     const int place = turn & 3;
     barrier_wait(shared_address(&tail.finished[place]), (turn >> 2) & 1);
-    const ScreenJob job = tail.finished_job[place];
+    const RowBlockJob job = tail.finished_job[place];
     if (job.head_of_all < 0) return;
     int candidates = 0;
     int keys = 0;

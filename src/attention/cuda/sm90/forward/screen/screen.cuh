@@ -34,7 +34,7 @@ template <int kHeadDim, bool kPacked>
 __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t keys,
                                                 ScreenTail& tail) {
   using Plan = ScreenPlan<kHeadDim>;
-  ScreenJobs<kPacked> jobs(a);
+  RowBlockJobs<kPacked> jobs(a);
   SlotRing<Plan::kKeySlots> ring(1);
   int query_use = 0;
   // With many jobs a block the next claim is under way while this job's tiles are; with few it would cost the balance.
@@ -45,7 +45,7 @@ __device__ __forceinline__ void screen_producer(const ForwardArguments& a, std::
     const int claimed = early ? next : atomicAdd(&a.counters->screen_claims, 1);
     const bool valid = claimed < jobs.count();
     if (early && valid) next = atomicAdd(&a.counters->screen_claims, 1);
-    const ScreenJob job = valid ? screen_job<kPacked>(a, jobs.job_of(a, claimed)) : ScreenJob{-1, 0};
+    const RowBlockJob job = valid ? row_block_job<kPacked>(a, jobs.job_of(a, claimed)) : RowBlockJob{-1, 0};
     const RowBlock<kPacked> rows = row_block<kPacked>(a, max(job.head_of_all, 0), job.slot);
     const Sequence<kPacked>& s = rows.sequence;
     const float beta = a.beta[rows.head];
@@ -107,7 +107,7 @@ __device__ __forceinline__ bool votes_dense(ScreenTail& tail, int warp, std::uin
 }
 
 // Tells the dispatcher what a warp found in the job of this turn.
-__device__ __forceinline__ void report(ScreenTail& tail, int turn, int warp, const ScreenJob& job, int candidates,
+__device__ __forceinline__ void report(ScreenTail& tail, int turn, int warp, const RowBlockJob& job, int candidates,
                                        int listed) {
   const int place = turn & 3;
   barrier_wait(shared_address(&tail.dispatched[place]), ((turn >> 2) & 1) ^ 1);
@@ -131,7 +131,7 @@ __device__ __forceinline__ void screen_consumer(const ForwardArguments& a, std::
   for (int turn = 0;; ++turn) {
     int candidates = 0;
     int listed = 0;
-    ScreenJob job{};
+    RowBlockJob job{};
     int outcome = 0;  // or kDenseVote (of either view), kUnscreened
     for (int view = 0; view < a.views; ++view) {
       const int slot = query_use & 1;
