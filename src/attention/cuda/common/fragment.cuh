@@ -39,6 +39,18 @@ __device__ __forceinline__ float4 load_shared_float4(std::uint32_t address) {
   return value;
 }
 
+__device__ __forceinline__ uint4 load_shared_uint4(std::uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address));
+  return value;
+}
+
+__device__ __forceinline__ void store_shared_float(std::uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
 template <typename Element>
 __device__ __forceinline__ float2 unpack(std::uint32_t pair) {
   if constexpr (std::is_same_v<Element, __nv_bfloat16>) {

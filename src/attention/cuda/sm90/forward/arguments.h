@@ -97,6 +97,7 @@ struct ForwardArguments {
   bool choose_heads;  // by the counters of the last call (screen/choice.cuh)
   bool dense_kernel;  // false: dense row blocks go to the sparse product, too
   bool all_dense;     // every row block goes to the dense kernel; no screen and no product run
+  bool dense_scales;  // the dense kernel computes 1/|k| from the keys it has fetched; prepare_keys only clears
   bool listing;       // false: nothing goes by lists of candidate keys
 
   ConstTensor q[2], k[2], v;

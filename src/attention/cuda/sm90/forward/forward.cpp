@@ -10,6 +10,7 @@
 #include "attention/cuda/common/kernel_family.h"
 #include "attention/cuda/common/tensor_map.h"
 #include "attention/cuda/sm90/forward/launch.h"
+#include "attention/cuda/sm90/forward/screen/rule.h"
 
 namespace tda::cuda::sm90 {
 
@@ -17,6 +18,7 @@ namespace {
 
 constexpr std::int64_t kWorkspaceAlignment = 256;
 constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();
+constexpr int kMostScalings = 4;
 constexpr std::int64_t kCacheBytesOfKeys = 16 << 20;  // 8-bit keys of the heads that are screened together
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -145,10 +147,16 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.kappa = static_cast<float>(call.options.kappa);
   a.power = static_cast<float>(call.options.power);
   a.normalize = call.options.normalize;
-  a.screening = call.choice.screening != Screening::kNever && !is_switched_off("TDA_SM90_SCREEN");
-  a.choose_heads = a.screening && call.choice.screening == Screening::kAutomatic;
+  const bool automatic = call.choice.screening == Screening::kAutomatic;
+  const bool short_rows = call.documents == nullptr && shape.key_length <= kMostUnscreenedKeys;
+  a.screening =
+      call.choice.screening != Screening::kNever && !(automatic && short_rows) && !is_switched_off("TDA_SM90_SCREEN");
+  a.choose_heads = a.screening && automatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
   a.all_dense = !a.screening && a.dense_kernel && call.documents == nullptr;
+  // Where few jobs read a key, it is not worth a kernel of its own; with an index it has 1/|k| to save.
+  a.dense_scales = a.all_dense && a.views == 1 && call.shape.head_dim == 64 && call.outputs.survivor_index == nullptr &&
+                   a.row_blocks * a.heads_per_key <= kMostScalings;
   a.listing = a.screening && has_candidate_lists(shape, call.documents) && !is_switched_off("TDA_SM90_LISTED");
 }
 

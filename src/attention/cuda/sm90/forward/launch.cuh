@@ -50,7 +50,8 @@ Status launch_forward(const ForwardArguments& a, int processors, cudaStream_t st
   if constexpr (kPacked) {
     if (Status s = launch_plan_documents(a, stream); !s.ok()) return s;
   }
-  const Launch keys{static_cast<unsigned>(a.views * a.batch * a.key_heads * a.key_tiles), kPrepareThreads, 0, kPacked};
+  const int key_blocks = a.dense_scales ? 1 : a.views * a.batch * a.key_heads * a.key_tiles;
+  const Launch keys{static_cast<unsigned>(key_blocks), kPrepareThreads, 0, kPacked};
   if (Status s = enqueue(prepare_keys<Element, kHeadDim, kPacked>, "prepare_keys", keys, a, stream); !s.ok()) return s;
   if (!a.all_dense) {
     const Launch rows{static_cast<unsigned>(processors), Screen::kThreads, Screen::kSharedBytes, true};

@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 4 : 2)
   if (blockIdx.x == 0 && thread == 0 && a.factors.state != nullptr) {
     *a.factors.state = a.factors.query != nullptr ? kFactorsSaved : 0u;
   }
+  if (a.dense_scales) return;
   const int head_of_all = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.key_tiles));  // view, batch, head
   const int slot = static_cast<int>(blockIdx.x) - head_of_all * a.key_tiles;
   const int heads_of_view = a.batch * a.key_heads;
@@ -101,17 +102,13 @@ __global__ void __launch_bounds__(kPrepareThreads, kHeadDim == 64 ? 4 : 2)
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
     const std::uint32_t word[4] = {raw[i].x, raw[i].y, raw[i].z, raw[i].w};
-    squares[i] = 0.0f;
+    squares[i] = sum_of_squares<Element>(raw[i]);
     peaks[i] = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 x = unpack<Element>(word[j]);
-      squares[i] = fmaf(x.x, x.x, fmaf(x.y, x.y, squares[i]));
-      peaks[i] = larger_of_pairs<Element>(peaks[i], word[j] & 0x7fff7fffu);
-    }
+    for (int j = 0; j < 4; ++j) peaks[i] = larger_of_pairs<Element>(peaks[i], word[j] & 0x7fff7fffu);
   }
   const float square = lane_sums<kLanes>(squares, lane);
-  const float own_inverse = !a.normalize ? 1.0f : square < 1e-24f ? 1e12f : rsqrtf(square);
+  const float own_inverse = key_scale(a.normalize, square);
   const int own_row = first_row + lane * kRowsPerPass;
   const bool own_exists = lane * kRowsPerPass < rows_left;
   // Behind a document's end begins the next.

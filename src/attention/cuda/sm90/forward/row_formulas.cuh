@@ -18,6 +18,24 @@ __device__ __forceinline__ float norm_from_square(float square) {
   return square < 1e-24f ? 1e-12f : sqrtf(square);  // NaN stays NaN
 }
 
+// Squares of eight elements, summed in a fixed order.
+template <typename Element>
+__device__ __forceinline__ float sum_of_squares(const uint4& elements) {
+  const std::uint32_t word[4] = {elements.x, elements.y, elements.z, elements.w};
+  float square = 0.0f;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 x = unpack<Element>(word[j]);
+    square = fmaf(x.x, x.x, fmaf(x.y, x.y, square));
+  }
+  return square;
+}
+
+// What the exact scores of a key are multiplied by: 1/|k|, or 1.
+__device__ __forceinline__ float key_scale(bool normalize, float square) {
+  return !normalize ? 1.0f : square < 1e-24f ? 1e12f : rsqrtf(square);
+}
+
 // A factor 1/|x| as the survivor index keeps it: only where neither the square nor a rounding of |x| is in question.
 __device__ __forceinline__ float saved_factor(float factor) {
   return factor > 1e-15f && factor < 1e11f ? factor : kNoFactor;

@@ -242,6 +242,7 @@ class StepConsumer {
 #pragma unroll
       for (int h = 0; h < 2; ++h) rows[set].threshold[h] = kept(kThreshold + set, 0, h);
     }
+    if (scales_here<Plan, kPacked>(a)) barrier_wait(shared_address(&tail.scaled[ring.slot]), ring.phase);
     subtract_threshold(t[set], scales + (ring.slot * kViews + view_of(set)) * Plan::kScaleBytes, rows[set]);
     const int position = job.sequence.offset() + first_row + part_of(set) * kRowTile;
     if (step * kBlockKeys + kBlockKeys - 1 > position) {
@@ -396,7 +397,8 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) dense(const __grid_constant
     }
     for (int i = 0; i < Plan::kSlots; ++i) {
       barrier_init(shared_address(&tail.full[i]), 1);
-      barrier_init(shared_address(&tail.empty[i]), kWarps);
+      barrier_init(shared_address(&tail.empty[i]), kWarps + (scales_here<Plan, kPacked>(a) ? kScalingWarps : 0));
+      barrier_init(shared_address(&tail.scaled[i]), kScalingWarps);
     }
     barrier_init_fence();
   }
@@ -404,7 +406,12 @@ __global__ void __launch_bounds__(Plan::kThreads, 1) dense(const __grid_constant
   begin_kernel(KernelOrder::kAfterPrevious);
   if (threadIdx.x >= Plan::kConsumers) {
     shrink_registers<Plan::kProducerRegisters>();
-    if (threadIdx.x == Plan::kConsumers) step_producer<Plan, kPacked>(a, queries, slots, scales, tail);
+    const int thread = static_cast<int>(threadIdx.x) - Plan::kConsumers;
+    if (thread == 0) step_producer<Plan, kPacked>(a, queries, slots, scales, tail);
+    if constexpr (!kPacked && Plan::kMayScale) {
+      const int row = thread - 32;
+      if (a.dense_scales && row >= 0 && row < kBlockKeys) step_scaler<Element, Plan>(a, slots, scales, tail, row);
+    }
   } else {
     grow_registers<Plan::kConsumerRegisters>();
     StepConsumer<Element, kSquare, Plan, kPacked>(a, tail, queries, slots, scales).run();

@@ -6,6 +6,7 @@
 #include "attention/cuda/common/barrier.cuh"
 #include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/sm90/forward/row_block_jobs.cuh"
+#include "attention/cuda/sm90/forward/row_formulas.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -20,6 +21,8 @@ struct StepPlan {
   static constexpr int kThreads = kConsumers + 128;
   static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : 240;
   static constexpr int kProducerRegisters = kWarpgroups == 4 ? 32 : 24;
+  // The warps beside the producer can compute 1/|k|, where few jobs read a key (ForwardArguments::dense_scales).
+  static constexpr bool kMayScale = kHeadDim == 64 && kViews == 1;
   static constexpr int kRows = kWarpgroups * kParts * kRowTile;  // a job
   static constexpr int kJobsPerBlock = kScreenRows / kRows;
   static constexpr int kSets = kParts * kViews;         // of 64 x 64 scores, a warpgroup
@@ -44,12 +47,17 @@ template <int kHeadDim, int kViews>
 using DensePlan = std::conditional_t<kHeadDim == 64 && kViews == 1, StepPlan<64, 1, 4, 1, true>,
                                      StepPlan<kHeadDim, kViews, 2, 1, false>>;
 
+enum class SlotContent : int { kValues, kKeys, kEnd };
+constexpr int kScalingWarps = 2;  // a row a thread
+
 struct StepTail {
   std::uint64_t query_full[2], query_empty[2];
   std::uint64_t full[8], empty[8];
   std::uint32_t slices[2 * 4 * 4];  // exchanges of SliceWords: halves x sets of all warpgroups x warps
   float row[8][kRowTile];           // what consumers keep here of each row for want of registers
   int job[2];                       // row block * kJobsPerBlock + part of it, or -1
+  SlotContent content[8];           // with dense_scales
+  std::uint64_t scaled[8];          // 1/|k| of the slot is there; with dense_scales
 };
 
 static_assert(sizeof(StepTail) <= 2560);
@@ -86,6 +94,41 @@ __device__ __forceinline__ int dense_block(const ForwardArguments& a, int claime
 }
 
 template <typename Plan, bool kPacked>
+__device__ __forceinline__ bool scales_here(const ForwardArguments& a) {
+  return !kPacked && Plan::kMayScale && a.dense_scales;
+}
+
+// 1/|k| of the keys of each slot, to the bit as prepare_keys computes it. A consumer of slots like any other.
+template <typename Element, typename Plan>
+__device__ __forceinline__ void step_scaler(const ForwardArguments& a, std::uint32_t slots, std::uint32_t scales,
+                                            StepTail& tail, int row) {
+  for (SlotRing<Plan::kSlots> ring(0);; ring.advance()) {
+    barrier_wait(shared_address(&tail.full[ring.slot]), ring.phase);
+    const SlotContent content = tail.content[ring.slot];
+    if (content == SlotContent::kEnd) return;
+    if (content == SlotContent::kKeys) {
+      const std::uint32_t keys = slots + ring.slot * Plan::kSlotBytes;
+      float squares[8];
+#pragma unroll
+      for (int chunk = 0; chunk < 8; ++chunk) {
+        squares[chunk] = sum_of_squares<Element>(load_shared_uint4(keys + swizzled_offset<128>(row, chunk)));
+      }
+#pragma unroll
+      for (int distance = 1; distance < 8; distance *= 2) {
+#pragma unroll
+        for (int chunk = 0; chunk < 8; chunk += 2 * distance) squares[chunk] += squares[chunk + distance];
+      }
+      store_shared_float(scales + ring.slot * Plan::kScaleBytes + row * 4, key_scale(a.normalize, squares[0]));
+    }
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+      barrier_arrive(shared_address(&tail.scaled[ring.slot]));
+      barrier_arrive(shared_address(&tail.empty[ring.slot]));
+    }
+  }
+}
+
+template <typename Plan, bool kPacked>
 __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::uint32_t queries, std::uint32_t slots,
                                               std::uint32_t scales, StepTail& tail) {
   const int blocks = !kPacked && a.all_dense ? RowBlockJobs<kPacked>(a).count() : a.counters->dense_jobs;
@@ -97,6 +140,7 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
       copy_tile(destination + half * 8192, map, full, half * 64, row, head, batch);
     }
   };
+  const int scale_bytes = scales_here<Plan, kPacked>(a) ? 0 : Plan::kScaleBytes;
   SlotRing<Plan::kQuerySlots> query_ring(1);
   for (;; query_ring.advance()) {
     const int claimed = atomicAdd(&a.counters->dense_claims, 1);
@@ -106,6 +150,10 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
     if (block >= blocks) {
       tail.job[query_ring.slot] = -1;
       barrier_arrive(query_full);
+      if (!scales_here<Plan, kPacked>(a)) return;
+      barrier_wait(shared_address(&tail.empty[ring.slot]), ring.phase);
+      tail.content[ring.slot] = SlotContent::kEnd;
+      barrier_arrive(shared_address(&tail.full[ring.slot]));
       return;
     }
     // The second half of a row block, which is longer, comes first.
@@ -129,7 +177,10 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
       const std::uint32_t full = shared_address(&tail.full[ring.slot]);
       const std::uint32_t tiles = slots + ring.slot * Plan::kSlotBytes;
       const int value_bytes = step > 0 ? Plan::kTileBytes : 0;
-      const int key_bytes = step < steps ? Plan::kViews * (Plan::kTileBytes + Plan::kScaleBytes) : 0;
+      const int key_bytes = step < steps ? Plan::kViews * (Plan::kTileBytes + scale_bytes) : 0;
+      if (scales_here<Plan, kPacked>(a)) {
+        tail.content[ring.slot] = step < steps ? SlotContent::kKeys : SlotContent::kValues;
+      }
       barrier_arrive_expect(full, value_bytes + key_bytes);
       if (step > 0) {
         copy(tiles + Plan::kViews * Plan::kTileBytes, a.value, full, s.first_key() + (step - 1) * kBlockKeys, key_head,
@@ -140,6 +191,7 @@ __device__ __forceinline__ void step_producer(const ForwardArguments& a, std::ui
         for (int view = 0; view < Plan::kViews; ++view) {
           copy(tiles + view * Plan::kTileBytes, a.key[view], full, s.first_key() + step * kBlockKeys, key_head,
                s.batch());
+          if (scales_here<Plan, kPacked>(a)) continue;
           copy_bytes(scales + (ring.slot * Plan::kViews + view) * Plan::kScaleBytes,
                      key_scales(a, view, s, key_head) + step * kBlockKeys, Plan::kScaleBytes, full);
         }

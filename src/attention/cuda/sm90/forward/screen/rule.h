@@ -16,6 +16,9 @@
 
 namespace tda::cuda::sm90 {
 
+// Calls with up to so many keys, packed documents aside, are not screened: the screen's work per row block outweighs
+// its keys, whatever survives (docs/experiments/2026-11-22-hopper-forward.md).
+constexpr int kMostUnscreenedKeys = 512;
 constexpr int kVotingKeys = 1024;
 constexpr int kUnscreenedInARow = 15;
 
