@@ -37,9 +37,10 @@ enum class CudaKernels { kAutomatic, kPortable };
 
 // The forward of 16-bit inputs on Hopper screens scores in 8 bits and computes exactly what the screen cannot certify
 // as empty. kNever computes everything exactly, kAlways screens every head, kAutomatic every head for which the
-// counters of the last call do not say that it does not pay (without counters: every head). Rows whose threshold is not
-// positive are never screened. With finite v, the outputs and the survivor index are the same
-// bits whatever is chosen (a row that meets a value that is not finite may be computed another way, see 080).
+// counters of the last call do not say that it does not pay (without counters: every head), and none where T_k <= 12 D,
+// packed documents aside. Rows whose threshold is not positive are never screened. With finite v, the outputs and the
+// survivor index are the same bits whatever is chosen (a row that meets a value that is not finite may be computed
+// another way, see 080).
 enum class Screening { kAutomatic, kAlways, kNever };
 
 // What a forward call counted for one query head over the batch, in row tiles of 64 queries.

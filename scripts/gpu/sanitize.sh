@@ -9,15 +9,27 @@ cd "$(dirname "$0")/../.."
 source scripts/gpu/built-package.sh
 
 export PYTHONPATH="$package${PYTHONPATH:+:$PYTHONPATH}"
+logs="$(mktemp -d)"
+trap 'rm -rf "$package" "$logs"' EXIT
 
-result=0
+# Checks run beside each other, a process a tool and family; what they print follows in this order.
+pids=()
 check() {  # tool, families
-  echo "== $1: ${*:2}"
-  compute-sanitizer --tool "$1" --error-exitcode 1 --print-limit 20 "$python" tests/cuda/sanitizer_cases.py "${@:2}" || result=1
+  for family in "${@:2}"; do
+    compute-sanitizer --tool "$1" --error-exitcode 1 --print-limit 20 "$python" tests/cuda/sanitizer_cases.py "$family" \
+      >"$logs/$(printf %02d "${#pids[@]}") $1: $family" 2>&1 &
+    pids+=($!)
+  done
 }
 check memcheck half packed pairs fp32
 check synccheck half packed pairs fp32
 read -ra raced <<<"${TDA_RACECHECK:-fp32}"
 check racecheck "${raced[@]}"
 check initcheck fp32
+result=0
+for pid in "${pids[@]}"; do wait "$pid" || result=1; done
+for log in "$logs"/*; do
+  echo "== ${log#"$logs"/?? }"
+  cat "$log"
+done
 exit "$result"

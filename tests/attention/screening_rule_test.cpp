@@ -67,5 +67,15 @@ TEST(ScreeningRule, CountsShortRowTilesByTheirCandidates) {
   EXPECT_TRUE(is_crowded(6, 64, 1));
 }
 
+TEST(ScreeningRule, LeavesOutCallsOfFewKeys) {
+  AttentionShape shape{.batch = 1, .query_heads = 2, .key_heads = 2, .query_length = 1, .head_dim = 64};
+  shape.key_length = 768;
+  EXPECT_TRUE(is_too_short_to_screen(shape));
+  shape.key_length = 769;
+  EXPECT_FALSE(is_too_short_to_screen(shape));
+  shape.head_dim = 128;
+  EXPECT_TRUE(is_too_short_to_screen(shape));
+}
+
 }  // namespace
 }  // namespace tda::cuda::sm90

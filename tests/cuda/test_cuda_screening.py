@@ -15,19 +15,29 @@ pytestmark = pytest.mark.skipif(
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def attend(views: int, tensors: list[torch.Tensor], beta: torch.Tensor, power: float) -> torch.Tensor:
+def attend(
+    views: int,
+    tensors: list[torch.Tensor],
+    beta: torch.Tensor,
+    power: float = 2.0,
+    *,
+    screening: str = "always",
+    normalize: bool = True,
+) -> torch.Tensor:
     q1, k1, q2, k2, v = tensors
+    options = dict(beta=beta, power=power, screening=screening, normalize=normalize)
     with torch.no_grad():
         if views == 1:
-            return ta.threshold_rela(q1, k1, v, beta=beta, power=power)
+            return ta.threshold_rela(q1, k1, v, **options)
         lam = torch.linspace(0, 1, q1.shape[1], device="cuda")
-        return ta.differential_threshold_rela(q1, k1, q2, k2, v, beta=beta, lam=lam, power=power)
+        return ta.differential_threshold_rela(q1, k1, q2, k2, v, lam=lam, **options)
 
 
 def assert_screening_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, views: int, tensors: list[torch.Tensor], beta: torch.Tensor, power: float = 2.0
 ) -> None:
     screened = attend(views, tensors, beta, power)
+    assert torch.equal(screened, attend(views, tensors, beta, power, screening="automatic"))
     monkeypatch.setenv("TDA_SM90_SCREEN", "off")
     dense = attend(views, tensors, beta, power)
     monkeypatch.setenv("TDA_SM90_DENSE", "off")
@@ -70,3 +80,34 @@ def test_pairs_at_the_threshold(monkeypatch, dim, dtype, seed) -> None:
     sign = torch.tensor([1.0, -1.0, 1.0, -1.0], device="cuda")
     beta = (strongest + sign * 1e-6 / math.sqrt(2 * math.log(length) / dim)).float()
     assert_screening_changes_no_bit(monkeypatch, 1, tensors, beta)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("factor", [0.0, 1e-38, 1e-25, 1e-13, 1e-8, 1e8, 1e13])
+def test_keys_of_any_size(dim, normalize, factor) -> None:
+    """A tile of 256 keys of nearly no size, or of a huge one, among others; one of its keys is ordinary in head 0."""
+    torch.manual_seed(1)
+    tensors = [torch.randn(1, 2, 600, dim, device="cuda").bfloat16() for _ in range(5)]
+    tensors[1][:, :, 256:512] *= factor
+    tensors[1][:, 0, 300] = torch.randn(dim, device="cuda")
+    for beta in (-0.1, 0.0, 0.5):
+        betas = torch.full((2,), beta, device="cuda")
+        screened = attend(1, tensors, betas, normalize=normalize)
+        assert torch.equal(screened, attend(1, tensors, betas, normalize=normalize, screening="never"))
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 255, 256, 257, 300, 511, 512])
+@pytest.mark.parametrize(("batch", "heads", "key_heads"), [(2, 4, 4), (3, 4, 2), (150, 4, 1), (1, 8, 1)])
+def test_short_calls(length, batch, heads, key_heads) -> None:
+    """Without an index and a screen, the dense kernel computes 1/|k| itself, to the bit as it is computed elsewhere."""
+    torch.manual_seed(length)
+    beta = torch.linspace(-0.1, 0.6, heads, device="cuda")
+    for queries in {length, (length + 1) // 2, 1}:
+        q = torch.randn(batch, heads, queries, 64, device="cuda").bfloat16()
+        k, v = (torch.randn(batch, key_heads, length, 64, device="cuda").bfloat16() for _ in range(2))
+        k[:, :, length // 2] *= 1e-20
+        call = [q, k, None, None, v]
+        expected = attend(1, call, beta)
+        for screening in ("never", "automatic"):
+            assert torch.equal(expected, attend(1, call, beta, screening=screening)), (queries, screening)

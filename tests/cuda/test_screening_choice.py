@@ -131,6 +131,23 @@ def test_it_can_be_forced():
     assert screened(counters) == [1.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("length", [100, 512])
+def test_short_calls_are_screened_only_if_forced(length, views, dim):
+    inputs = choice_inputs(views, query_length=length, key_length=length, dim=dim, requires_grad=True)
+    counters = new_counters()
+    expected = everything(inputs, screening="always", screening_counters=counters)
+    assert_counters_add_up(counters, BATCH * -(-length // 64))
+    assert screened(counters) == [1.0, 1.0, 0.0, 1.0]
+    for _ in range(2):
+        assert_same_bits(everything(inputs, screening_counters=counters), expected)
+        assert_counters_add_up(counters, BATCH * -(-length // 64))
+        assert screened(counters) == [0.0] * 4
+        assert [head.dense for head in ta.screening_report(counters)] == [1.0] * 4
+        assert unscreened_calls(counters) == [0] * 4
+
+
 def test_the_testing_aid_forces_too(monkeypatch):
     inputs = choice_inputs(1)
     counters = new_counters()

@@ -8,6 +8,8 @@
 //   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
 //   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
 //   listed         the same on single candidate keys, for row tiles that have few; begins beside the product
+// Where nothing is screened every row block goes to the dense kernel, which then follows prepare_keys alone, and may
+// compute 1/|k| itself.
 // With packed documents a fill that clears the counters and plan_documents come first, and nothing goes by lists.
 // Outputs do not depend on which kernel computes a row nor on the false candidates it meets: all use the same exact
 // scores in the same order, 16 aligned keys at a time, and keys without survivors add nothing. (A row whose result is

@@ -148,9 +148,9 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.power = static_cast<float>(call.options.power);
   a.normalize = call.options.normalize;
   const bool automatic = call.choice.screening == Screening::kAutomatic;
-  const bool short_rows = call.documents == nullptr && shape.key_length <= kMostUnscreenedKeys;
+  const bool too_short = call.documents == nullptr && is_too_short_to_screen(shape);
   a.screening =
-      call.choice.screening != Screening::kNever && !(automatic && short_rows) && !is_switched_off("TDA_SM90_SCREEN");
+      call.choice.screening != Screening::kNever && !(automatic && too_short) && !is_switched_off("TDA_SM90_SCREEN");
   a.choose_heads = a.screening && automatic;
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
   a.all_dense = !a.screening && a.dense_kernel && call.documents == nullptr;

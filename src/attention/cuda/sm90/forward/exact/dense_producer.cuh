@@ -41,8 +41,7 @@ struct StepPlan {
 };
 
 // The plan of a problem. For one view and D = 64 four warpgroups hide the conversions better than two with two parts
-// each
-// (<64, 1, 2, 2, false>): docs/experiments/2026-11-22-hopper-forward.md.
+// each (<64, 1, 2, 2, false>): docs/experiments/2026-11-22-hopper-forward.md.
 template <int kHeadDim, int kViews>
 using DensePlan = std::conditional_t<kHeadDim == 64 && kViews == 1, StepPlan<64, 1, 4, 1, true>,
                                      StepPlan<kHeadDim, kViews, 2, 1, false>>;

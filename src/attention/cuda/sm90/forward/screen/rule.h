@@ -1,4 +1,4 @@
-// When a head is left unscreened: the rule over what the last call counted (tda::ScreeningCounters).
+// When a head is left unscreened: always in short calls, else by what the last call counted (tda::ScreeningCounters).
 //
 // Computing a row tile without screening it costs the exact time of the keys it sees; 1 a key in what follows. To
 // screen a key costs about 0.3 (measured: docs/decisions/081-screening-choice.md). A row tile that turns out to be
@@ -16,11 +16,13 @@
 
 namespace tda::cuda::sm90 {
 
-// Calls with up to so many keys, packed documents aside, are not screened: the screen's work per row block outweighs
-// its keys, whatever survives (docs/experiments/2026-11-22-hopper-forward.md).
-constexpr int kMostUnscreenedKeys = 512;
 constexpr int kVotingKeys = 1024;
 constexpr int kUnscreenedInARow = 15;
+
+// Whether a call without documents has so few keys that none of it is screened: what a row block costs beside its keys,
+// in the screen and in the sparse product, outweighs all that they can save
+// (docs/experiments/2026-11-22-hopper-forward.md).
+inline bool is_too_short_to_screen(const AttentionShape& shape) { return shape.key_length <= 12 * shape.head_dim; }
 
 // Whether a screened row tile that sees keys up to `last_key` and in which `candidates` strips of 16 rows x 64 keys of
 // all views have a candidate is crowded: three quarters of all there are.
