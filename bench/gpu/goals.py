@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 MET, MISSED, NO_VERDICT = "met", "missed", "-"
+LARGEST_SHARE = 1000  # a larger share says only that the peer needed next to nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ def shown(ratio: float | None, *, at_most: bool = False) -> str:
         return "-"
     if math.isinf(ratio):
         return "∞"
+    if at_most and ratio > LARGEST_SHARE:
+        return f"> {LARGEST_SHARE}"
     # A millionth of slack keeps a ratio that is exactly 1.15 from being shown as 1.14.
     cut = math.ceil(100 * ratio - 1e-6) if at_most else math.floor(100 * ratio + 1e-6)
     return f"{cut / 100:.2f}"

@@ -39,6 +39,12 @@ def significant(value: float, digits: int = 4) -> str:
     return f"{value:.{decimals}f}"
 
 
+def mebibytes(size: int) -> str:
+    """One decimal; of less than that two significant digits, since some peers get by with a kilobyte."""
+    value = size / MEBIBYTE
+    return f"{value:.1f}" if value == 0 or value >= 0.05 else significant(value, 2)
+
+
 def density(row: Record) -> str:
     share = row.get("density")
     if share is None:
@@ -79,7 +85,7 @@ def memory_cells(row: Record) -> dict[str, str]:
     for name in (row["operator"], *row["peers"]):
         found = row["results"].get(name, {})
         title = "ours MiB" if name in OURS else f"{TITLES[name]} MiB"
-        cells[title] = f"{found[key] / MEBIBYTE:.1f}" if key in found else "not available" if found else "-"
+        cells[title] = mebibytes(found[key]) if key in found else "not available" if found else "-"
     return cells
 
 

@@ -16,7 +16,7 @@ from bench.gpu.performance_page import BEGIN, END, rendered, tables_of, with_tab
 from bench.gpu.plots import limit_ms, plots
 from bench.gpu.result import check_result, crashed, read_result, write_result
 from bench.gpu.svg_chart import Chart, Series
-from bench.gpu.tables import claim_table, markdown, significant
+from bench.gpu.tables import claim_table, markdown, mebibytes, significant
 from bench.gpu.timing import Timing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +112,9 @@ def test_a_goal_is_met_or_missed(goal, ratio, verdict):
         (0.65, True, "0.65"),
         (None, False, "-"),
         (math.inf, True, "∞"),
+        (1000.0, True, "1000.00"),
+        (8938.34, True, "> 1000"),
+        (8938.34, False, "8938.34"),
     ],
 )
 def test_no_row_looks_better_than_it_is(ratio, at_most, text):
@@ -123,6 +126,13 @@ def test_no_row_looks_better_than_it_is(ratio, at_most, text):
 )
 def test_significant_digits(value, text):
     assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0.0"), (1536, "0.0015"), (52428, "0.050"), (52429, "0.1"), (13 << 20, "13.0")]
+)
+def test_small_sizes_are_not_shown_as_nothing(size, text):
+    assert mebibytes(size) == text
 
 
 def cells(table: str) -> list[list[str]]:
