@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -104,6 +105,22 @@ def export(small_runs, run_tda, tmp_path_factory, transformers) -> Callable[[str
     return make
 
 
+@torch.no_grad()
+def spread_by_rounding(model: Any, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The largest change of a logit when every parameter moves by at most a spacing of fp32, in eight draws.
+
+    A row whose few survivors lie near the threshold magnifies rounding, whoever computes it.
+    """
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.zeros(())
+    for _ in range(8):
+        moved = copy.deepcopy(model)
+        for parameter in moved.parameters():
+            parameter.mul_(1 + (2 * torch.rand(parameter.shape, generator=generator) - 1) * 2**-23)
+        spread = spread.maximum((moved(ids).logits - logits).abs().max())
+    return spread
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_ours(export, tmp_path, case):
     exported = export(case)
@@ -117,7 +134,7 @@ def test_logits_are_ours(export, tmp_path, case):
     with torch.no_grad():
         theirs = exported.model(ids).logits
     assert theirs.dtype == torch.float32
-    assert (ours - theirs).abs().max() <= 2e-5 * ours.abs().max()
+    assert (ours - theirs).abs().max() <= 2e-5 * ours.abs().max() + spread_by_rounding(exported.model, ids, theirs)
 
 
 @pytest.mark.parametrize("case", CASES)
