@@ -16,8 +16,10 @@ def per_head(name: str, value: float | Tensor, q: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``value`` is a number that is not finite.
-        TypeError: ``value`` is neither a number nor a tensor.
+        TypeError: ``value`` is neither a number nor a tensor, or q is not a tensor.
     """
+    if not isinstance(q, Tensor):
+        raise TypeError(f"q: expected a tensor, got {type(q).__name__}")
     if isinstance(value, Tensor):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):

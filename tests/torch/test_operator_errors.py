@@ -58,6 +58,11 @@ def test_wrong_parameter_tensors(device, name):
         call(device, **{name: "1"})
 
 
+def test_queries_that_are_no_tensor():
+    with pytest.raises(TypeError, match="q: expected a tensor, got list"):
+        call(q1=lambda q: q.tolist())
+
+
 def test_parameter_on_another_device():
     with pytest.raises(ValueError, match="beta: expected the device of q, cpu, got meta"):
         call(beta=torch.ones(4, device="meta"))
