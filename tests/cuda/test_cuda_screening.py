@@ -111,3 +111,48 @@ def test_short_calls(length, batch, heads, key_heads) -> None:
         expected = attend(1, call, beta)
         for screening in ("never", "automatic"):
             assert torch.equal(expected, attend(1, call, beta, screening=screening)), (queries, screening)
+
+
+@pytest.fixture
+def memory_of_nan():
+    """Memory that a call allocates and does not write holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 300, 512])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_short_calls_with_a_value_that_is_not_finite(memory_of_nan, length, value) -> None:
+    """Rows that do not see it, or give it no weight, are those of a finite value: they are computed one by one."""
+    torch.manual_seed(length)
+    beta = torch.linspace(-0.1, 0.6, 4, device="cuda")
+    q = torch.randn(2, 4, length, 64, device="cuda").bfloat16()
+    k, v = (torch.randn(2, 2, length, 64, device="cuda").bfloat16() for _ in range(2))
+    for key in {0, length // 2, length - 1}:
+        one = torch.zeros_like(v)
+        one[:, :, key] = 1.0
+        weighed = attend(1, [q, k, None, None, one], beta, screening="always")[..., 0] != 0.0
+        expected = attend(1, [q, k, None, None, v], beta, screening="always")
+        atol = 5e-3 * float(expected.abs().max())
+        bad = v.clone()
+        bad[:, :, key] = value
+        for screening in ("never", "automatic"):
+            output = attend(1, [q, k, None, None, bad], beta, screening=screening)
+            assert not output[weighed].isfinite().any(), (key, screening)
+            torch.testing.assert_close(output[~weighed], expected[~weighed], rtol=2e-2, atol=atol)
+
+
+@pytest.mark.parametrize("length", [1, 64, 300, 512])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_short_calls_with_a_key_that_is_not_finite(memory_of_nan, length, value) -> None:
+    torch.manual_seed(length)
+    beta = torch.linspace(-0.1, 0.6, 4, device="cuda")
+    q, k, v = (torch.randn(2, 4, length, 64, device="cuda").bfloat16() for _ in range(3))
+    expected = attend(1, [q, k, None, None, v], beta)
+    key = length // 2
+    k[:, :, key, 5] = value
+    for screening in ("never", "automatic"):
+        output = attend(1, [q, k, None, None, v], beta, screening=screening)
+        assert output[:, :, key:].isnan().all(), screening
+        assert torch.equal(output[:, :, :key], expected[:, :, :key]), screening

@@ -76,6 +76,9 @@ struct alignas(16) ListedJob {
   std::int32_t counts;  // keys in its list; of view 2 in the upper half
 };
 
+// Whether the dense kernel can compute 1/|k| itself (ForwardArguments::dense_scales).
+constexpr bool dense_may_scale(std::int64_t head_dim, int views) { return head_dim == 64 && views == 1; }
+
 struct ForwardArguments {
   CUtensorMap query[2];  // (D, T_q, H_q, B), boxes of 64 elements x 64 rows
   CUtensorMap key[2];    // (D, T_k, H_k, B), boxes of 64 elements x 64 rows

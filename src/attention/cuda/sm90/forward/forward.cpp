@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::int64_t kWorkspaceAlignment = 256;
 constexpr std::int64_t kLargestInt = std::numeric_limits<std::int32_t>::max();
-constexpr int kMostScalings = 4;
+constexpr int kMostScalings = 4;                      // jobs that may read a key, each of which computes its 1/|k|
 constexpr std::int64_t kCacheBytesOfKeys = 16 << 20;  // 8-bit keys of the heads that are screened together
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -155,7 +155,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
   a.dense_kernel = !is_switched_off("TDA_SM90_DENSE");
   a.all_dense = !a.screening && a.dense_kernel && call.documents == nullptr;
   // Where few jobs read a key, it is not worth a kernel of its own; with an index it has 1/|k| to save.
-  a.dense_scales = a.all_dense && a.views == 1 && call.shape.head_dim == 64 && call.outputs.survivor_index == nullptr &&
+  a.dense_scales = a.all_dense && dense_may_scale(shape.head_dim, a.views) && call.outputs.survivor_index == nullptr &&
                    a.row_blocks * a.heads_per_key <= kMostScalings;
   a.listing = a.screening && has_candidate_lists(shape, call.documents) && !is_switched_off("TDA_SM90_LISTED");
 }

@@ -8,7 +8,7 @@
 //            view, values of step s - 1                                                               ~195-215 KiB
 //   barriers query full/empty, slot full/empty; empties count one arrival per consumer warp; named barrier 1 +
 //            warpgroup for words of the survivor index
-// Where few jobs read a key (short calls without an index) prepare_keys is left out, and two warps beside the producer
+// Where few jobs read a key (short calls without an index) prepare_keys only clears, and two warps beside the producer
 // write 1/|k| of each slot, a row a thread: a barrier "scaled" a slot, on which consumers wait before they convert.
 // At step s a warpgroup issues Q K' of its sets (parts or views) and then P V of step s - 1, waits for Q K' alone and
 // converts the scores while P V runs; it rounds them to weights when P V has let go of the registers of the old ones.
@@ -343,7 +343,8 @@ class StepConsumer {
       QueryRows scaled{};
 #pragma unroll
       for (int h = 0; h < 2; ++h) scaled.norm[h] = kept(kNorm, part, h);
-      store_output<Element, kHeadDim>(a, job.sequence, job.head, tile_row + warp * 16, output[part], scaled);
+      store_output<Element, kHeadDim, !kPacked && Plan::kMayScale>(a, job.sequence, job.head, tile_row + warp * 16,
+                                                                   output[part], scaled);
       if (a.survivors == nullptr) continue;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {

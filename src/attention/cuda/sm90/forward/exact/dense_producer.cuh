@@ -22,7 +22,7 @@ struct StepPlan {
   static constexpr int kConsumerRegisters = kWarpgroups == 4 ? 112 : 240;
   static constexpr int kProducerRegisters = kWarpgroups == 4 ? 32 : 24;
   // The warps beside the producer can compute 1/|k|, where few jobs read a key (ForwardArguments::dense_scales).
-  static constexpr bool kMayScale = kHeadDim == 64 && kViews == 1;
+  static constexpr bool kMayScale = dense_may_scale(kHeadDim, kViews);
   static constexpr int kRows = kWarpgroups * kParts * kRowTile;  // a job
   static constexpr int kJobsPerBlock = kScreenRows / kRows;
   static constexpr int kSets = kParts * kViews;         // of 64 x 64 scores, a warpgroup

@@ -191,9 +191,20 @@ __device__ __forceinline__ void store_survivors(const ForwardArguments& a, const
   }
 }
 
+// What scores of the key at `k` are multiplied by, by one warp, to the bit as prepare_keys computes it.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ float scale_of_key(const ForwardArguments& a, const Element* k, int lane) {
+  constexpr int kChunks = kHeadDim / 8;
+  float square = sum_of_squares<Element>(reinterpret_cast<const uint4*>(k)[lane % kChunks]);
+#pragma unroll
+  for (int distance = 1; distance < kChunks; distance *= 2) square += __shfl_xor_sync(0xffffffffu, square, distance);
+  return key_scale(a.normalize, square);
+}
+
 // One output row from first principles, by one warp: for rows whose fast result is not finite, because a value that is
 // not finite meets weights that are exactly zero. A pair below the threshold contributes nothing, whatever v holds.
-template <typename Element, int kHeadDim, bool kPacked>
+// kMayScale: of a kernel that may run without the scales of prepare_keys (ForwardArguments::dense_scales).
+template <typename Element, int kHeadDim, bool kMayScale, bool kPacked>
 __device__ __forceinline__ void repair_row(const ForwardArguments& a, const Sequence<kPacked>& s, int head, int row) {
   constexpr int kPart = kHeadDim / 32;
   const int lane = static_cast<int>(threadIdx.x & 31);
@@ -228,7 +239,8 @@ __device__ __forceinline__ void repair_row(const ForwardArguments& a, const Sequ
       for (int d = 0; d < kPart; ++d) dot += query[view][d] * static_cast<float>(k[lane * kPart + d]);
 #pragma unroll
       for (int offset = 16; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-      const float scale = key_scales(a, view, s, key_head)[key];
+      const float scale = kMayScale && a.dense_scales ? scale_of_key<Element, kHeadDim>(a, k, lane)
+                                                      : key_scales(a, view, s, key_head)[key];
       weight[view] = rectified_power(dot * scale / norm[view] - tau, a.power);
     }
     if (weight[0] == 0.0f && weight[1] == 0.0f) continue;
@@ -246,20 +258,20 @@ __device__ __forceinline__ void repair_row(const ForwardArguments& a, const Sequ
 }
 
 // Computes again the rows whose lanes are set in `bad`, for rows g and g + 8 of a warp's 16.
-template <typename Element, int kHeadDim, bool kPacked>
+template <typename Element, int kHeadDim, bool kMayScale = false, bool kPacked>
 __device__ __forceinline__ void repair_rows(const ForwardArguments& a, const Sequence<kPacked>& s, int head,
                                             int first_row, const unsigned (&bad)[2]) {
   if ((bad[0] | bad[1]) == 0) return;
   __syncwarp();
   for (int h = 0; h < 2; ++h) {
     for (int g = 0; g < 8; ++g) {
-      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim>(a, s, head, first_row + g + 8 * h);
+      if ((bad[h] >> (4 * g) & 15u) != 0) repair_row<Element, kHeadDim, kMayScale>(a, s, head, first_row + g + 8 * h);
     }
   }
 }
 
 // Scales and stores a warp's 16 output rows; rows that are not finite are computed again.
-template <typename Element, int kHeadDim, bool kPacked>
+template <typename Element, int kHeadDim, bool kMayScale = false, bool kPacked>
 __device__ __forceinline__ void store_output(const ForwardArguments& a, const Sequence<kPacked>& s, int head,
                                              int first_row, const float (&output)[kHeadDim / 2],
                                              const QueryRows& rows) {
@@ -278,7 +290,7 @@ __device__ __forceinline__ void store_output(const ForwardArguments& a, const Se
     bad[h] = __ballot_sync(0xffffffffu, inside && !(check == 0.0f));
     store_row<Element>(base + row * a.output_row_stride, output, h, scale, lane & 3, inside);
   }
-  repair_rows<Element, kHeadDim>(a, s, head, first_row, bad);
+  repair_rows<Element, kHeadDim, kMayScale>(a, s, head, first_row, bad);
 }
 
 }  // namespace tda::cuda::sm90
