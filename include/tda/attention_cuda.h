@@ -38,9 +38,9 @@ enum class CudaKernels { kAutomatic, kPortable };
 // The forward of 16-bit inputs on Hopper screens scores in 8 bits and computes exactly what the screen cannot certify
 // as empty. kNever computes everything exactly, kAlways screens every head, kAutomatic every head for which the
 // counters of the last call do not say that it does not pay (without counters: every head), and none where T_k <= 12 D,
-// packed documents aside. Rows whose threshold is not positive are never screened. With finite v, the outputs and the
-// survivor index are the same bits whatever is chosen (a row that meets a value that is not finite may be computed
-// another way, see 080).
+// packed documents aside. Rows whose threshold is not positive are never screened. With finite v, the outputs and what
+// the backward reads of the survivor index are the same bits whatever is chosen (a row that meets a value that is not
+// finite may be computed another way, see 080).
 enum class Screening { kAutomatic, kAlways, kNever };
 
 // What a forward call counted for one query head over the batch, in row tiles of 64 queries.
@@ -51,7 +51,9 @@ struct ScreeningCounters {
   std::int32_t dense;      // computed entirely
   std::int32_t screened;   // went through the screen: their threshold is positive and their head was screened
   std::int32_t crowded;  // of these, with candidates nearly everywhere (src/attention/cuda/sm90/forward/screen/rule.h)
-  std::int32_t unscreened_calls;  // the last calls, this one included, in which kAutomatic left the head unscreened
+  // The last calls, this one included, in which kAutomatic left the head unscreened for what had been counted. Calls
+  // that are unscreened for another reason (short ones, kNever) leave 0, and nothing for the next call to choose by.
+  std::int32_t unscreened_calls;
 };
 constexpr int kScreeningCounters = 7;
 static_assert(sizeof(ScreeningCounters) == kScreeningCounters * sizeof(std::int32_t));

@@ -40,7 +40,8 @@ class HeadScreening:
         screened: share that went through the screen; rows whose threshold is not positive never do.
         crowded: share that was screened in vain: there were candidates nearly everywhere.
         unscreened_calls: for how many calls, the last one included, ``screening="automatic"`` has left the head
-            unscreened; after 15 it is screened once.
+            unscreened for what had been counted; after 15 it is screened once. A call that is unscreened for another
+            reason (a short one, or ``screening="never"``) leaves 0, and the next one begins anew.
     """
 
     row_tiles: int

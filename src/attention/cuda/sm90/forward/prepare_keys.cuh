@@ -5,8 +5,8 @@
 // thresholds. Dimensions are permuted inside each 16 (order 2t, 2t+1, 2t+8, 2t+9 for t = 0..3), so that the screen
 // packs its 8-bit query fragments from 16-bit ones without moving data between lanes; a dot product does not care.
 // It also chooses the heads that are screened, and clears what the other kernels of the chain count and mark; with
-// packed documents the counters are in use by then. Cost: reads 2 D, writes D + 4 bytes a key, 8 with an index: bound
-// by memory.
+// packed documents the counters are in use by then. Cost: reads 2 D, writes D + 4 bytes a key, 8 with an index, without
+// a screen 4 or 8: bound by memory.
 #pragma once
 
 #include "attention/cuda/common/kernel_order.cuh"

@@ -1,8 +1,9 @@
 // Which heads a call screens, chosen on the device from the counters of the last call, and the counting for the next.
 //
 // prepare_keys reads the last counters and leaves zeros and the choice (unscreened_calls); the screen, which waits for
-// it, reads the choice and adds up the rest. So the counters are complete when the screen is. Beside prepare_keys runs
-// nothing but plan_documents (with packed documents, until its begin_kernel() returns), which does not know them.
+// it, reads the choice and adds up the rest. So the counters are complete when the screen is. Where everything goes to
+// the dense kernel no screen runs, and prepare_keys writes all of them. Beside it runs nothing but plan_documents (with
+// packed documents, until its begin_kernel() returns), which does not know them.
 #pragma once
 
 #include "attention/cuda/sm90/forward/arguments.h"
