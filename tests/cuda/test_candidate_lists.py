@@ -15,25 +15,26 @@ LISTED = 8192  # keys
 
 
 def run(views: int, tensors: list[torch.Tensor], beta: torch.Tensor, power: float) -> list[torch.Tensor]:
-    """Output and counts, the output without an index, and all gradients."""
+    """Output and counts, both without an index, the output alone, and all gradients."""
     used = tensors if views == 2 else [tensors[0], tensors[1], tensors[4]]
     lam = torch.linspace(0.2, 0.9, tensors[0].shape[1], device="cuda")
     leaves = [x.detach().requires_grad_() for x in [*used, beta, *([lam] if views == 2 else [])]]
 
-    def attend() -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(return_statistics: bool) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        options = dict(power=power, return_statistics=return_statistics)
         if views == 1:
             q, k, v, b = leaves
-            return ta.threshold_rela(q, k, v, beta=b, power=power, return_statistics=True)
+            return ta.threshold_rela(q, k, v, beta=b, **options)
         q1, k1, q2, k2, v, b, weight = leaves
-        return ta.differential_threshold_rela(
-            q1, k1, q2, k2, v, beta=b, lam=weight, power=power, return_statistics=True
-        )
+        return ta.differential_threshold_rela(q1, k1, q2, k2, v, beta=b, lam=weight, **options)
 
-    output, survivors = attend()
+    output, survivors = attend(True)
     with torch.no_grad():
-        bare, _ = attend()
+        unindexed = attend(True)
+        alone = attend(False)
     cotangent = torch.randn(output.shape, generator=torch.Generator("cuda").manual_seed(3), device="cuda")
-    return [output, survivors, bare, *torch.autograd.grad(output, leaves, cotangent.to(output.dtype))]
+    gradients = torch.autograd.grad(output, leaves, cotangent.to(output.dtype))
+    return [output, survivors, *unindexed, alone, *gradients]
 
 
 def assert_lists_change_no_bit(
@@ -59,7 +60,7 @@ def normal(heads: int, rows: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("length", "keys", "power"), [(8192, 8192, 2.0), (1000, 9001, 1.0), (8200, 8200, 1.5), (40, 70000, 2.0)]
 )
-def test_random_inputs(monkeypatch, dim, dtype, views, length, keys, power) -> None:
+def test_random_inputs(memory_of_nan, monkeypatch, dim, dtype, views, length, keys, power) -> None:
     torch.manual_seed(length)
     tensors = [normal(h, rows, dim, dtype) for h, rows in ((4, length), (2, keys), (4, length), (2, keys), (2, keys))]
     beta = torch.tensor([0.6, 0.8, 0.9, 1.0], device="cuda")  # from lists that overflow to hardly a candidate

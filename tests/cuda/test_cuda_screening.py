@@ -113,14 +113,6 @@ def test_short_calls(length, batch, heads, key_heads) -> None:
             assert torch.equal(expected, attend(1, call, beta, screening=screening)), (queries, screening)
 
 
-@pytest.fixture
-def memory_of_nan():
-    """Memory that a call allocates and does not write holds NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("length", [1, 64, 65, 300, 512])
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_short_calls_with_a_value_that_is_not_finite(memory_of_nan, length, value) -> None:

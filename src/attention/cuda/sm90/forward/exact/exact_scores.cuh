@@ -123,12 +123,16 @@ __device__ __forceinline__ void raise(float (&t)[kSize], float power) {
   for (int i = 0; i < kSize; ++i) t[i] = kSquare ? t[i] * fabsf(t[i]) : rectified_power(t[i], power);
 }
 
+template <typename Element, bool kSquare>
+__device__ __forceinline__ std::uint32_t rounded_weights(float first, float second) {
+  return kSquare ? pack_positive<Element>(first, second) : pack<Element>(first, second);
+}
+
 template <typename Element, bool kSquare, int kSize>
 __device__ __forceinline__ void round_weights(const float (&t)[kSize], std::uint32_t (&weights)[kSize / 8][4]) {
 #pragma unroll
   for (int i = 0; i < kSize / 2; ++i) {
-    weights[i / 4][i % 4] =
-        kSquare ? pack_positive<Element>(t[2 * i], t[2 * i + 1]) : pack<Element>(t[2 * i], t[2 * i + 1]);
+    weights[i / 4][i % 4] = rounded_weights<Element, kSquare>(t[2 * i], t[2 * i + 1]);
   }
 }
 
@@ -153,6 +157,12 @@ __device__ __forceinline__ void rectify(float (&t)[kSize], float power) {
   }
 }
 
+// Two views: of the rectified powers of two scores of each view.
+template <typename Element>
+__device__ __forceinline__ std::uint32_t rounded_difference(const float* t0, const float* t1, float ratio) {
+  return pack<Element>(fmaf(-ratio, t1[0], t0[0]), fmaf(-ratio, t1[1], t0[1]));
+}
+
 // Two views: t0, t1 -> A fragments of max(t0, 0)^p - ratio max(t1, 0)^p; both are raised in place.
 template <typename Element, bool kSquare, int kSize>
 __device__ __forceinline__ void weigh_difference(float (&t0)[kSize], float (&t1)[kSize], float power,
@@ -161,8 +171,7 @@ __device__ __forceinline__ void weigh_difference(float (&t0)[kSize], float (&t1)
   rectify<kSquare>(t1, power);
 #pragma unroll
   for (int i = 0; i < kSize / 2; ++i) {
-    const float r = ratio[i & 1];
-    weights[i / 4][i % 4] = pack<Element>(fmaf(-r, t1[2 * i], t0[2 * i]), fmaf(-r, t1[2 * i + 1], t0[2 * i + 1]));
+    weights[i / 4][i % 4] = rounded_difference<Element>(t0 + 2 * i, t1 + 2 * i, ratio[i & 1]);
   }
 }
 

@@ -91,10 +91,11 @@ __device__ __forceinline__ void score_chunk(const ChunkKeys<kHeadDim>& keys, con
 }
 
 // Bit i: t[i] survives.
-__device__ __forceinline__ std::uint32_t survivors_of(const float (&t)[8]) {
+template <int kSize>
+__device__ __forceinline__ std::uint32_t survivors_of(const float (&t)[kSize]) {
   std::uint32_t bits = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) bits |= !(t[i] <= 0.0f) ? 1u << i : 0u;
+  for (int i = 0; i < kSize; ++i) bits |= !(t[i] <= 0.0f) ? 1u << i : 0u;
   return bits;
 }
 
@@ -103,6 +104,17 @@ __device__ __forceinline__ std::uint32_t live_columns(std::uint32_t survivors) {
   const int c = static_cast<int>(threadIdx.x & 3);
   const std::uint32_t rows = survivors | survivors >> 2;  // bits 0, 1, 4, 5: this lane's columns
   return __reduce_or_sync(kAllLanes, ((rows & 3u) | (rows >> 4 & 3u) << 8) << (2 * c));
+}
+
+// Pairs of the elements of two value rows at the same of eight dims.
+__device__ __forceinline__ void interleave(const uint4& even, const uint4& odd, std::uint32_t* pairs) {
+  const std::uint32_t x[4] = {even.x, even.y, even.z, even.w};
+  const std::uint32_t y[4] = {odd.x, odd.y, odd.z, odd.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = __byte_perm(x[i], y[i], 0x5410);
+    pairs[2 * i + 1] = __byte_perm(x[i], y[i], 0x7632);
+  }
 }
 
 // The value rows of a chunk's keys.
@@ -129,15 +141,7 @@ struct ChunkValues {
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int part = 0; part < kHeadDim / 64; ++part) {
-        const uint4& x = rows[2 * half][part];
-        const uint4& y = rows[2 * half + 1][part];
-        const std::uint32_t even[4] = {x.x, x.y, x.z, x.w};
-        const std::uint32_t odd[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          b[half][8 * part + 2 * i] = __byte_perm(even[i], odd[i], 0x5410);
-          b[half][8 * part + 2 * i + 1] = __byte_perm(even[i], odd[i], 0x7632);
-        }
+        interleave(rows[2 * half][part], rows[2 * half + 1][part], b[half] + 8 * part);
       }
     }
   }

@@ -2,6 +2,7 @@
 // strips of 16 query rows that have few.
 //
 // Plan. Every warp works alone on a strip at a time, claimed heaviest first; many warps hide the latency of gathers.
+// Strips of up to eight keys have a path of their own (few_keys.cuh); the others:
 //   shared   per warp: a strip's queries and lists of each view (two views: and the union of both lists)
 //   step     up to 16 keys that do not cut a slice of 16 aligned keys: K' gathered into B fragments (8 bytes a lane
 //            and 16 dims), 2 D/16 products m16n8k16 a view, one fused multiply-add per score, then one product with V
@@ -12,58 +13,12 @@
 // Cost: about 60 instructions and D/8 products for a key in a slice of its own, half of them in the loop over slices.
 #pragma once
 
-#include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/common/kernel_order.cuh"
+#include "attention/cuda/sm90/forward/exact/few_keys.cuh"
 #include "attention/cuda/sm90/forward/exact/job_order.cuh"
-#include "attention/cuda/sm90/forward/exact/key_chunk.cuh"
-#include "attention/cuda/sm90/forward/exact/survivor_lists.cuh"
-#include "attention/cuda/sm90/forward/screen/candidate_lists.cuh"
+#include "attention/cuda/sm90/forward/exact/strip.cuh"
 
 namespace tda::cuda::sm90 {
-
-template <int kHeadDim, int kViews>
-struct ListedPlan {
-  static constexpr int kWarps = 4;
-  static constexpr int kThreads = kWarps * 32;
-  static constexpr int kBlocksPerProcessor = kViews * kHeadDim == 64 ? 4 : kViews * kHeadDim == 256 ? 2 : 3;
-  static constexpr int kStripBytes = kStripRows * kHeadDim * 2;  // of one view
-  static constexpr int kSlotBytes = kViews * (kStripBytes + kListBytes);
-  static constexpr int kUnionBytes = kViews == 2 ? 4 * kListBytes : 0;
-  static constexpr int kWarpBytes = kSlotBytes + kUnionBytes + 128;
-  static constexpr int kSharedBytes = kWarps * kWarpBytes;
-};
-
-template <typename Element>
-__device__ __forceinline__ const Element* head_rows(const ConstTensor& tensor, int batch, int head) {
-  return static_cast<const Element*>(tensor.data) + batch * tensor.batch_stride + head * tensor.head_stride;
-}
-
-// From row to row; forward_supports() makes sure that it fits.
-template <typename Element>
-__device__ __forceinline__ int row_bytes(const ConstTensor& tensor) {
-  return static_cast<int>(tensor.row_stride * static_cast<std::int64_t>(sizeof(Element)));
-}
-
-// Place of 16 bytes of a strip's row in shared memory; 16 rows of 128 bytes, then the next 64 dims.
-__device__ __forceinline__ int strip_offset(int row, int chunk) {
-  return chunk / 8 * (kStripRows * 128) + static_cast<int>(swizzled_offset<128>(row, chunk % 8));
-}
-
-// Asks for the queries of a strip, for a slot of shared memory.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void fetch_queries(const ForwardArguments& a, int view, const ListedJob& job, char* strip) {
-  constexpr int kChunks = kHeadDim / 8;  // of a row
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const ConstTensor& tensor = a.q[view];
-  const Element* q = head_rows<Element>(tensor, job.batch, job.head);
-#pragma unroll
-  for (int i = lane; i < kStripRows * kChunks; i += 32) {
-    const int row = job.first_row + i / kChunks;
-    const bool exists = row < a.query_length;
-    copy_async(strip + strip_offset(i / kChunks, i % kChunks),
-               q + (exists ? row : 0) * tensor.row_stride + i % kChunks * 8, exists);
-  }
-}
 
 // Scales the queries of a strip that have arrived (prepare_queries) and leaves their A fragments, 16 bytes a lane and
 // 16 dims. Dims are permuted inside 16, so that a lane's four are neighbours: 4 c .. 4 c + 3.
@@ -73,12 +28,7 @@ __device__ __forceinline__ QueryRows prepare_strip(const ForwardArguments& a, in
   const int lane = static_cast<int>(threadIdx.x & 31);
   std::uint32_t fragments[kHeadDim / 16][4];
   const std::uint32_t address = shared_address(strip);
-#pragma unroll
-  for (int k = 0; k < kHeadDim / 16; ++k) {
-    load_matrices(address + strip_offset(lane & 15, 2 * k + (lane >> 4)), fragments[k]);
-  }
-  const QueryRows rows = prepare_queries<Element, kHeadDim>(a, Sequence<false>(a, job.batch), view, job.head,
-                                                            job.first_row + (lane >> 2), fragments);
+  const QueryRows rows = load_queries<Element, kHeadDim>(a, view, job, strip, fragments);
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
     store_matrices(address + strip_offset(lane & 15, 2 * k + (lane >> 4)), fragments[k]);
@@ -105,164 +55,14 @@ __device__ __forceinline__ QueryRows prepare_strip(const ForwardArguments& a, in
   return rows;  // a lane reads what it wrote itself
 }
 
-// Marks a slice of a row tile as live; the screen has cleared the words.
-__device__ __forceinline__ void mark_slice(const ForwardArguments& a, int view, const ListedJob& job, int slice) {
-  if ((threadIdx.x & 31) != 0) return;
-  std::uint32_t* const words =
-      a.index + a.index_layout.word_offset(
-                    view, job.head, static_cast<std::int64_t>(job.batch) * a.row_tiles + job.first_row / kRowTile);
-  atomicOr(words + slice / kSlicesPerWord, 1u << slice % kSlicesPerWord);
-}
-
-// Scales and stores the strip's output (columns as ChunkValues has them); rows that are not finite are computed again.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void store_strip(const ForwardArguments& a, const ListedJob& job,
-                                            const float (&output)[kHeadDim / 8][4], const QueryRows& rows) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  auto* base = static_cast<Element*>(a.output) + job.batch * a.output_batch_stride + job.head * a.output_head_stride;
-  unsigned bad[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = job.first_row + (lane >> 2) + 8 * h;
-    const bool inside = row < a.query_length;
-    const float scale = inverse_power(rows.norm[h], a.power);
-    float check = 0.0f;  // 0 x = 0 exactly when x is finite
-#pragma unroll
-    for (int n = 0; n < kHeadDim / 8; ++n) check += 0.0f * output[n][2 * h] + 0.0f * output[n][2 * h + 1];
-    bad[h] = __ballot_sync(kAllLanes, inside && !(check == 0.0f));
-    if (!inside) continue;
-#pragma unroll
-    for (int part = 0; part < kHeadDim / 64; ++part) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        std::uint32_t word[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          word[i] = pack<Element>(output[8 * part + 2 * i][2 * h + e] * scale,
-                                  output[8 * part + 2 * i + 1][2 * h + e] * scale);
-        }
-        *reinterpret_cast<uint4*>(base + row * a.output_row_stride + 64 * part + 16 * (lane & 3) + 8 * e) =
-            make_uint4(word[0], word[1], word[2], word[3]);
-      }
-    }
-  }
-  repair_rows<Element, kHeadDim>(a, Sequence<false>(a, job.batch), job.head, job.first_row, bad);
-}
-
-// Entries of the ascending `keys` that are smaller than `key`, or not greater with kOrEqual.
-template <bool kOrEqual>
-__device__ __forceinline__ int count_below(const CandidateList& keys, int count, int key) {
-  int low = 0;
-  int high = count;
-  while (low < high) {
-    const int middle = (low + high) / 2;
-    if (kOrEqual ? keys[middle] <= key : keys[middle] < key) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-// Asks for the lists of a strip, for a slot of shared memory: as they lie in global memory, up to 15 bytes more.
-template <int kViews>
-__device__ __forceinline__ void fetch_lists(const ForwardArguments& a, const ListedJob& job, char* lists) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-#pragma unroll
-  for (int view = 0; view < kViews; ++view) {
-    const int strip = ((view * a.batch + job.batch) * a.query_heads + job.head) * a.row_blocks * kStripsPerBlock +
-                      job.first_row / kStripRows;
-    const CandidateList list(a, strip);
-    const int bytes = list_length(job.counts, view) * list.key_bytes();
-    for (int i = 16 * lane; i < bytes; i += 16 * 32) {
-      copy_async(lists + view * kListBytes + i, list.data() + i, true);
-    }
-  }
-}
-
-// Merges the ascending lists of two views in `keys`, in two steps: in order, then without repetitions. Returns the
-// number of keys.
-__device__ __forceinline__ int unite(const ForwardArguments& a, const ListedJob& job, char* lists, int* keys) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  const CandidateList first(a, lists);
-  const CandidateList second(a, lists + kListBytes);
-  const int counts[2] = {list_length(job.counts, 0), list_length(job.counts, 1)};
-  const int all = counts[0] + counts[1];
-  int* const merged = keys + 2 * kStripKeys;
-  for (int i = lane; i < counts[0]; i += 32) merged[i + count_below<false>(second, counts[1], first[i])] = first[i];
-  for (int i = lane; i < counts[1]; i += 32) merged[i + count_below<true>(first, counts[0], second[i])] = second[i];
-  __syncwarp();
-  int size = 0;
-  for (int start = 0; start < all; start += 32) {
-    const int i = start + lane;
-    const bool kept = i < all && (i == 0 || merged[i] != merged[i - 1]);
-    const std::uint32_t others = __ballot_sync(kAllLanes, kept);
-    if (kept) keys[size + __popc(others & ((1u << lane) - 1))] = merged[i];
-    size += __popc(others);
-  }
-  __syncwarp();
-  return size;
-}
-
-// The ascending keys of a strip: its list, or the union of both.
-template <int kViews>
-class StripKeys {
- public:
-  __device__ __forceinline__ StripKeys(const ForwardArguments& a, char* lists, const int* both)
-      : list_(a, lists), both_(both) {}
-  __device__ __forceinline__ int operator[](int place) const {
-    if constexpr (kViews == 2) return both_[place];
-    return list_[place];
-  }
-
- private:
-  CandidateList list_;
-  const int* both_;
-};
-
-// Adds the products of a chunk's weights and value rows, slice by slice, and records its survivors.
-template <typename Element, int kViews, int kTiles>
-__device__ __forceinline__ void add_slices(const ForwardArguments& a, const ListedJob& job, const KeyChunk& chunk,
-                                           const std::uint32_t (&alive)[kViews], const std::uint32_t (&live)[kViews],
-                                           const std::uint32_t (&weights)[4], const std::uint32_t (&values)[2][kTiles],
-                                           ListWriter (&lists)[kViews], float (&output)[kTiles][4]) {
-  const int lane = static_cast<int>(threadIdx.x & 31);
-  for (std::uint32_t rest = live[0] | live[kViews - 1]; rest != 0;) {
-    const int column = __ffs(static_cast<int>(rest)) - 1;
-    const std::uint32_t behind = chunk.heads & (0xfffffffeu << column);  // slices after this one
-    const std::uint32_t slice = (behind != 0 ? (behind & -behind) : 0x10000u) - (1u << column);
-    rest &= ~slice;
-    if (a.index != nullptr) {
-      const int place = __shfl_sync(kAllLanes, chunk.key, column) / kSliceKeys;
-#pragma unroll
-      for (int view = 0; view < kViews; ++view) {
-        if ((live[view] & slice) == 0) continue;
-        mark_slice(a, view, job, place);
-        lists[view].add_listed(a, list_place(a, view, job.batch, job.head, job.first_row + (lane >> 2)), alive[view],
-                               slice, chunk.column_key);
-      }
-    }
-    const std::uint32_t own = slice >> (2 * (lane & 3));
-    const std::uint32_t first = half_masks(own & 3u);
-    const std::uint32_t second = half_masks(own >> 8 & 3u);
-    const std::uint32_t masked[4] = {weights[0] & first, weights[1] & first, weights[2] & second, weights[3] & second};
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) multiply_add<Element>(output[n], masked, values[0][n], values[1][n]);
-  }
-}
-
-// Computes a strip whose queries and lists have arrived in `slot`.
+// Computes a strip of `count` keys whose queries have arrived in `slot`.
 template <typename Element, int kHeadDim, int kViews, bool kSquare>
-__device__ __forceinline__ void listed_strip(const ForwardArguments& a, const ListedJob& job, char* slot, int* both) {
+__device__ __forceinline__ void strip_of_many_keys(const ForwardArguments& a, const ListedJob& job, char* slot,
+                                                   const StripKeys<kViews>& keys, int count) {
   using Plan = ListedPlan<kHeadDim, kViews>;
   const int key_head = job.head / a.heads_per_key;
   const int row = job.first_row + (static_cast<int>(threadIdx.x & 31) >> 2);
 
-  char* const lists_of_views = slot + kViews * Plan::kStripBytes;
-  int count = list_length(job.counts, 0);
-  if constexpr (kViews == 2) count = unite(a, job, lists_of_views, both);
-  const StripKeys<kViews> keys(a, lists_of_views, both);
   QueryRows rows[kViews];
   ListWriter lists[kViews];
 #pragma unroll
@@ -318,6 +118,20 @@ __device__ __forceinline__ void listed_strip(const ForwardArguments& a, const Li
   if (a.survivors != nullptr) store_survivors(a, Sequence<false>(a, job.batch), job.head, row, survivors);
 #pragma unroll
   for (int view = 0; view < kViews; ++view) lists[view].finish(a, list_place(a, view, job.batch, job.head, row));
+}
+
+// Computes a strip whose queries and lists have arrived in `slot`.
+template <typename Element, int kHeadDim, int kViews, bool kSquare>
+__device__ __forceinline__ void listed_strip(const ForwardArguments& a, const ListedJob& job, char* slot, int* both) {
+  char* const lists_of_views = slot + kViews * ListedPlan<kHeadDim, kViews>::kStripBytes;
+  int count = list_length(job.counts, 0);
+  if constexpr (kViews == 2) count = unite(a, job, lists_of_views, both);
+  const StripKeys<kViews> keys(a, lists_of_views, both);
+  if (count <= kFewKeys) {
+    strip_of_few_keys<Element, kHeadDim, kViews, kSquare>(a, job, slot, keys, count);
+  } else {
+    strip_of_many_keys<Element, kHeadDim, kViews, kSquare>(a, job, slot, keys, count);
+  }
 }
 
 template <typename Element, int kHeadDim, int kViews, bool kSquare>

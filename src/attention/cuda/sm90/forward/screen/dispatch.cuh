@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/cuda/common/barrier.cuh"
+#include "attention/cuda/common/copy_engine.cuh"
 #include "attention/cuda/sm90/forward/screen/candidate_lists.cuh"
 #include "attention/cuda/sm90/forward/screen/plan.cuh"
 
@@ -21,17 +22,46 @@ __device__ __forceinline__ bool is_listed(int candidates, int keys) {
   return kListing && candidates > 0 && keys != kNotListed && keys <= kKeysPerStripBlock * candidates;
 }
 
+// What the screen found in a row block. A dispatcher's lane holds `candidates` and `keys` of row tile `lane`,
+// `strip_keys` of strip `lane` (of both views, see list_lengths).
+struct Findings {
+  int candidates;
+  int keys;
+  int strip_keys;
+};
+
+__device__ __forceinline__ Findings findings(const ScreenTail& tail, int place) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  Findings found{0, 0, tail.listed[place][lane & (kStripsPerBlock - 1)]};
+  if (lane < kTilesPerBlock) {
+    const int* parts = &tail.candidates[place][lane * kStripsPerTile];
+    found.candidates = parts[0] < 0 ? parts[0] : parts[0] + parts[1] + parts[2] + parts[3];
+    const int* listed = &tail.listed[place][lane * kStripsPerTile];
+    found.keys =
+        min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
+            ? kNotListed
+            : list_lengths(listed[0]) + list_lengths(listed[1]) + list_lengths(listed[2]) + list_lengths(listed[3]);
+  }
+  return found;
+}
+
+// Whether the dispatcher itself writes zeros for a strip of a listed row tile that has no candidate: not if something
+// else is asked for, which the listed kernel writes (survivor counts, survivor lists, saved factors).
+__device__ __forceinline__ bool zeroes_strips(const ForwardArguments& a) {
+  return a.survivors == nullptr && a.index == nullptr;
+}
+
 // Hands out the 256 rows of a finished job: dense together, or sparse row tiles by their number of candidates, or by
-// strips with lists. `candidates` and `keys` are those of row tile `lane` of the block, `strip_keys` those of both
-// views of strip `lane`.
+// strips with lists.
 template <bool kPacked, bool kListing>
 __device__ __forceinline__ void hand_out(const ForwardArguments& a, const RowBlockJob& job,
-                                         const RowBlock<kPacked>& rows, int candidates, int keys, int strip_keys) {
+                                         const RowBlock<kPacked>& rows, const Findings& found) {
   const int lane = static_cast<int>(threadIdx.x & 31);
+  const int candidates = found.candidates;
   const int tile = rows.block * kTilesPerBlock + lane;
   const bool exists = lane < kTilesPerBlock && tile * kRowTile < rows.sequence.query_length();
   const bool dense = a.dense_kernel && __all_sync(0xffffffffu, !exists || candidates < 0);
-  const bool listed = exists && is_listed<kListing>(candidates, keys);
+  const bool listed = exists && is_listed<kListing>(candidates, found.keys);
   // What goes by lists is not crowded, however many blocks hold a candidate.
   count_row_tile(a, rows.head, last_visible_key(rows.sequence, tile), exists, dense, listed ? 1 : candidates,
                  candidates != kUnscreened);
@@ -41,12 +71,13 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const RowBlo
   }
   const std::int64_t strips = static_cast<std::int64_t>(a.batch) * a.query_heads * a.row_blocks * kStripsPerBlock;
   const int first_row = rows.block * kScreenRows + lane * kStripRows;
-  if (__shfl_sync(0xffffffffu, listed, lane / 4) && lane < kStripsPerBlock &&
-      first_row < rows.sequence.query_length()) {
-    const int sum = list_lengths(strip_keys);
+  const int sum = list_lengths(found.strip_keys);
+  if (__shfl_sync(0xffffffffu, listed, lane / kStripsPerTile) && lane < kStripsPerBlock &&
+      first_row < rows.sequence.query_length() && !(sum == 0 && zeroes_strips(a))) {
     const int bucket = sum == 0 ? 0 : 31 - __clz(sum);
     const int position = atomicAdd(&a.counters->listed_jobs[bucket], 1);
-    a.listed_list[bucket * strips + position] = ListedJob{rows.sequence.batch(), rows.head, first_row, strip_keys};
+    a.listed_list[bucket * strips + position] =
+        ListedJob{rows.sequence.batch(), rows.head, first_row, found.strip_keys};
   }
   if (!exists || candidates == 0 || listed) return;
   constexpr int kHeaviest = kBuckets - 1;
@@ -58,72 +89,79 @@ __device__ __forceinline__ void hand_out(const ForwardArguments& a, const RowBlo
       (job.head_of_all * a.row_blocks + job.slot) * kTilesPerBlock + lane;
 }
 
-// The words of the survivor index of a row tile: all slices dead.
-template <bool kPacked>
-__device__ __forceinline__ void clear_index(const ForwardArguments& a, const RowBlock<kPacked>& rows, int tile,
-                                            int thread) {
-  if (a.index == nullptr) return;
-  const int last = last_visible_key(rows.sequence, tile);
-  for (int view = 0; view < a.views; ++view) {
-    std::uint32_t* words = a.index + a.index_layout.word_offset(view, rows.head, rows.sequence.first_row_tile() + tile);
-    for (int w = thread; w <= last / kKeysPerWord; w += kDispatchThreads) words[w] = 0;
-  }
-}
-
-// Rows of a row tile without a candidate: output and survivor counts are zero.
-template <typename Element, int kHeadDim, bool kPacked>
-__device__ __forceinline__ void write_empty_rows(const ForwardArguments& a, const RowBlock<kPacked>& block, int tile,
-                                                 int thread) {
-  const Sequence<kPacked>& s = block.sequence;
-  auto* output =
-      static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride + block.head * a.output_head_stride;
-  constexpr int kChunks = kHeadDim / 8;
-  const int first_row = s.first_query() + tile * kRowTile;
-  const int rows = min(kRowTile, s.query_length() - tile * kRowTile);
-#pragma unroll 4
-  for (int i = thread; i < rows * kChunks; i += kDispatchThreads) {
-    *reinterpret_cast<uint4*>(output + (first_row + i / kChunks) * a.output_row_stride + i % kChunks * 8) =
-        make_uint4(0, 0, 0, 0);
-  }
-  if (a.survivors != nullptr && thread < rows) a.survivors[flat_row(a, s, block.head) + tile * kRowTile + thread] = 0;
-}
-
-// Three warps beside the producer: they hand out finished jobs and write empty rows, while the consumers go on.
+// Begins to write zeros to the output of the strips without a candidate, but for those that hand_out() hands out.
+// `zeros`: kZeroBytes in shared memory. Survivor counts of row tiles without a candidate become zero, too.
 template <typename Element, int kHeadDim, bool kPacked, bool kListing>
-__device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, ScreenTail& tail, int thread) {
+__device__ __forceinline__ void zero_empty_strips(const ForwardArguments& a, const RowBlock<kPacked>& block,
+                                                  const Findings& found, std::uint32_t zeros) {
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const Sequence<kPacked>& s = block.sequence;
+  const int tile = lane / kStripsPerTile;
+  const int candidates = __shfl_sync(0xffffffffu, found.candidates, tile);
+  const bool listed = is_listed<kListing>(candidates, __shfl_sync(0xffffffffu, found.keys, tile));
+  const bool empty = candidates == 0 || (listed && list_lengths(found.strip_keys) == 0 && zeroes_strips(a));
+  const int row = block.block * kScreenRows + lane * kStripRows;
+  const int rows = min(kStripRows, s.query_length() - row);
+  if (lane >= kStripsPerBlock || rows <= 0 || !empty) return;
+  constexpr int kRowBytes = kHeadDim * 2;
+  auto* const output = static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride +
+                       block.head * a.output_head_stride + (s.first_query() + row) * a.output_row_stride;
+  if (a.output_row_stride == kHeadDim) {
+    for (int done = 0; done < rows * kRowBytes; done += kZeroBytes) {
+      store_bytes(output + done / static_cast<int>(sizeof(Element)), zeros, min(kZeroBytes, rows * kRowBytes - done));
+    }
+  } else {
+    for (int i = 0; i < rows; ++i) store_bytes(output + i * a.output_row_stride, zeros, kRowBytes);
+  }
+  if (a.survivors == nullptr) return;
+  for (int i = 0; i < rows; ++i) a.survivors[flat_row(a, s, block.head) + row + i] = 0;
+}
+
+// Clears the words of the survivor index, where the dispatcher or the listed kernel is to write: all slices dead.
+template <bool kPacked, bool kListing>
+__device__ __forceinline__ void clear_index(const ForwardArguments& a, const RowBlock<kPacked>& rows,
+                                            const Findings& found) {
+  if (a.index == nullptr) return;
+  const Sequence<kPacked>& s = rows.sequence;
+#pragma unroll 1
+  for (int i = 0; i < kTilesPerBlock; ++i) {
+    const int tile = rows.block * kTilesPerBlock + i;
+    if (tile * kRowTile >= s.query_length()) break;
+    const int candidates = __shfl_sync(0xffffffffu, found.candidates, i);
+    const int keys = __shfl_sync(0xffffffffu, found.keys, i);
+    if (candidates != 0 && !is_listed<kListing>(candidates, keys)) continue;
+    const int last = last_visible_key(s, tile);
+    for (int view = 0; view < a.views; ++view) {
+      std::uint32_t* words = a.index + a.index_layout.word_offset(view, rows.head, s.first_row_tile() + tile);
+      for (int w = static_cast<int>(threadIdx.x & 31); w <= last / kKeysPerWord; w += 32) words[w] = 0;
+    }
+  }
+}
+
+// Three warps beside the producer see to finished jobs, while the consumers go on: warp 0 hands out rows, warp 1 writes
+// zeros, warp 2 clears the index.
+template <typename Element, int kHeadDim, bool kPacked, bool kListing>
+__device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, ScreenTail& tail, std::uint32_t zeros,
+                                                  int warp) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   for (int turn = 0;; ++turn) {
     const int place = turn & 3;
     barrier_wait(shared_address(&tail.finished[place]), (turn >> 2) & 1);
     const RowBlockJob job = tail.finished_job[place];
-    if (job.head_of_all < 0) return;
-    int candidates = 0;
-    int keys = 0;
-    if (lane < kTilesPerBlock) {
-      const int* parts = &tail.candidates[place][lane * 4];
-      candidates = parts[0] < 0 ? parts[0] : parts[0] + parts[1] + parts[2] + parts[3];
-      const int* listed = &tail.listed[place][lane * 4];
-      keys =
-          min(min(listed[0], listed[1]), min(listed[2], listed[3])) < 0
-              ? kNotListed
-              : list_lengths(listed[0]) + list_lengths(listed[1]) + list_lengths(listed[2]) + list_lengths(listed[3]);
-    }
-    const int strip_keys = tail.listed[place][lane & (kStripsPerBlock - 1)];
+    if (job.head_of_all < 0) break;
+    const Findings found = findings(tail, place);
     __syncwarp();
     if (lane == 0) barrier_arrive(shared_address(&tail.dispatched[place]));
     const RowBlock<kPacked> rows = row_block<kPacked>(a, job.head_of_all, job.slot);
-    if (thread < 32) hand_out<kPacked, kListing>(a, job, rows, candidates, keys, strip_keys);
-#pragma unroll 1
-    for (int w = 0; w < kTilesPerBlock; ++w) {
-      const int tile = rows.block * kTilesPerBlock + w;
-      if (tile * kRowTile >= rows.sequence.query_length()) break;
-      const int tile_candidates = __shfl_sync(0xffffffffu, candidates, w);
-      if (tile_candidates == 0) write_empty_rows<Element, kHeadDim>(a, rows, tile, thread);
-      if (tile_candidates == 0 || is_listed<kListing>(tile_candidates, __shfl_sync(0xffffffffu, keys, w))) {
-        clear_index(a, rows, tile, thread);
-      }
+    if (warp == 0) {
+      hand_out<kPacked, kListing>(a, job, rows, found);
+    } else if (warp == 1) {
+      zero_empty_strips<Element, kHeadDim, kPacked, kListing>(a, rows, found, zeros);
+    } else {
+      clear_index<kPacked, kListing>(a, rows, found);
     }
   }
+  if (warp == 1) wait_for_stores();
 }
 
 }  // namespace tda::cuda::sm90

@@ -8,6 +8,8 @@
 
 namespace tda::cuda::sm90 {
 
+constexpr int kZeroBytes = 1024;  // of zeros in shared memory, for the output of empty rows
+
 template <int kHeadDim>
 struct ScreenPlan {
   static constexpr int kWarpgroups = 4;
@@ -17,7 +19,8 @@ struct ScreenPlan {
   static constexpr int kQueryBytes = kScreenRows * kHeadDim * 2;
   static constexpr int kKeyBytes = kScreenKeys * kHeadDim;
   static constexpr int kTailBytes = 1024;
-  static constexpr int kSharedBytes = 1024 + kQuerySlots * kQueryBytes + kKeySlots * kKeyBytes + kTailBytes;
+  static constexpr int kSharedBytes =
+      1024 + kQuerySlots * kQueryBytes + kKeySlots * kKeyBytes + kTailBytes + kZeroBytes;
 };
 
 // What the producer knows of a job, so that consumers do not wait for memory between two.
@@ -44,7 +47,7 @@ constexpr int kDenseVote = -1;         // screening stopped: all flags are set
 constexpr int kUnscreened = -2;        // no flags were written
 constexpr int kNotListed = -1;         // more candidate keys than a list holds
 constexpr int kKeysPerStripBlock = 4;  // up to here a list costs less than blocks
-constexpr int kDispatchThreads = 96;
+constexpr int kDispatchWarps = 3;
 constexpr int kDenseBlocks = 12;  // of a row tile's first 16: from here the dense kernel is quicker
 
 // Key tiles that rows up to `last_row` see.

@@ -6,8 +6,9 @@
 // Plan. Persistent, one block per multiprocessor: 4 consumer warpgroups x 64 query rows (112 registers), a producer
 // warp and three dispatcher warps (32). A job is 256 query rows of one head (both views of it); jobs go to blocks
 // dynamically, longest first.
-//   shared   2 query slots of 256 rows (16-bit, 128-byte swizzle), slots of 256 keys (8-bit), barriers       ~200-225
-//   KiB barriers query full/empty per slot, key full/empty per slot; empties count one arrival per consumer warp;
+//   shared   2 query slots of 256 rows (16-bit, 128-byte swizzle), slots of 256 keys (8-bit), barriers, zeros:
+//            195 or 227 KiB
+//   barriers query full/empty per slot, key full/empty per slot; empties count one arrival per consumer warp;
 //            finished/dispatched per job, so that atomics and zero fills of a finished job delay no consumer
 //   consumer quantises its 16 rows in registers (A operand), per 128 keys: D/32 products m64n128k32, row maxima by
 //            three-input maximum, threshold, one bit per 64 keys; 32 bits are OR-ed over the warp and stored
@@ -261,8 +262,9 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
   extern __shared__ std::uint8_t shared[];
   const std::uint32_t queries = aligned_shared_address(shared);
   const std::uint32_t keys = queries + Plan::kQuerySlots * Plan::kQueryBytes;
-  auto& tail =
-      *reinterpret_cast<ScreenTail*>(shared + (keys - shared_address(shared)) + Plan::kKeySlots * Plan::kKeyBytes);
+  std::uint8_t* const behind = shared + (keys - shared_address(shared)) + Plan::kKeySlots * Plan::kKeyBytes;
+  auto& tail = *reinterpret_cast<ScreenTail*>(behind);
+  auto* const zeros = reinterpret_cast<uint4*>(behind + Plan::kTailBytes);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Plan::kQuerySlots; ++i) {
       barrier_init(shared_address(&tail.query_full[i]), 1);
@@ -274,9 +276,13 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     }
     for (int i = 0; i < 4; ++i) {
       barrier_init(shared_address(&tail.finished[i]), Plan::kWarpgroups * 4);
-      barrier_init(shared_address(&tail.dispatched[i]), kDispatchThreads / 32);
+      barrier_init(shared_address(&tail.dispatched[i]), kDispatchWarps);
     }
     barrier_init_fence();
+  }
+  if (threadIdx.x < kZeroBytes / sizeof(uint4)) {
+    zeros[threadIdx.x] = make_uint4(0, 0, 0, 0);
+    fence_shared_for_copies();
   }
   __syncthreads();
   begin_kernel(KernelOrder::kAfterPrevious);
@@ -286,7 +292,7 @@ __global__ void __launch_bounds__(ScreenPlan<kHeadDim>::kThreads, 1)
     if (thread == 0) {
       screen_producer<kHeadDim, kPacked>(a, queries, keys, tail);
     } else if (thread >= 32) {
-      screen_dispatcher<Element, kHeadDim, kPacked, kListing>(a, tail, thread - 32);
+      screen_dispatcher<Element, kHeadDim, kPacked, kListing>(a, tail, shared_address(zeros), thread / 32 - 1);
     }
   } else {
     grow_registers<112>();
