@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Literal, overload
 
 import torch
@@ -14,6 +15,8 @@ from threshold_attention.screening import Screening
 def _length(name: str, value: int | None) -> int | None:
     if value is None or (isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)):
         return value
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # one of NumPy's
+        return int(value)
     raise TypeError(f"{name}: expected an int or None, got {type(value).__name__}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from packed_inputs import packed_inputs
@@ -84,6 +85,13 @@ def test_wrong_values_on_the_cpu(views, changes, message):
 def test_lengths_of_another_type(name, value):
     with pytest.raises(TypeError, match=f"{name}: expected an int or None, got {type(value).__name__}"):
         call(**{name: value})
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_lengths_may_be_integers_of_numpy(views):
+    assert torch.equal(call(views=views, max_seqlen_q=np.int64(6), max_seqlen_k=np.int32(7)), call(views=views))
+    with pytest.raises(ValueError, match="max_seqlen_q: expected at least the length of document 2, 6, got 5"):
+        call(views=views, max_seqlen_q=np.int64(5))
 
 
 def test_offsets_on_another_device():
