@@ -69,6 +69,18 @@ def test_random_inputs(memory_of_nan, monkeypatch, dim, dtype, views, length, ke
 
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("views", [1, 2])
+def test_batches_with_heads_beside_each_other(memory_of_nan, monkeypatch, dim, views) -> None:
+    """Views of (B, T, H, D), as models hand them over: the output is stored likewise."""
+    torch.manual_seed(5)
+    tensors = [torch.randn(2, 8203, 3, dim, device="cuda").bfloat16().transpose(1, 2) for _ in range(5)]
+    beta = torch.tensor([0.7, 0.9, 1.0], device="cuda")
+    output = ta.threshold_rela(tensors[0], tensors[1], tensors[4], beta=beta)
+    assert output.stride() == tensors[0].stride()
+    assert_lists_change_no_bit(monkeypatch, views, tensors, beta)
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("views", [1, 2])
 def test_several_keys_in_a_slice(monkeypatch, dim, views) -> None:
     """Runs of equal keys of every length to 40, at every place in a slice, each met by a query of every fifth strip."""
     torch.manual_seed(0)

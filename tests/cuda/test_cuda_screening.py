@@ -148,3 +148,15 @@ def test_short_calls_with_a_key_that_is_not_finite(memory_of_nan, length, value)
         output = attend(1, [q, k, None, None, v], beta, screening=screening)
         assert output[:, :, key:].isnan().all(), screening
         assert torch.equal(output[:, :, :key], expected[:, :, :key]), screening
+
+
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("length", [1, 1000, 8200])
+@pytest.mark.parametrize("bad", ["everything", "keys, and queries are zero"])
+def test_where_nothing_is_finite_the_screen_certifies_nothing(memory_of_nan, dim, length, bad) -> None:
+    q = torch.full((2, 2, length, dim), math.nan if bad == "everything" else 0.0, device="cuda").bfloat16()
+    k = torch.full((2, 2, length, dim), math.nan, device="cuda").bfloat16()
+    v = torch.ones_like(k)
+    beta = torch.tensor([0.5, 1.0], device="cuda")
+    for screening in ("always", "never"):
+        assert attend(1, [q, k, None, None, v], beta, screening=screening).isnan().all(), screening

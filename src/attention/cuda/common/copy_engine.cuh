@@ -33,6 +33,7 @@ __device__ __forceinline__ void store_bytes(void* destination, std::uint32_t sou
                : "memory");
 }
 
+// Waits for all stores that this thread has begun.
 __device__ __forceinline__ void wait_for_stores() {
   asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory");
 }

@@ -2,9 +2,9 @@
 //
 // The forward is a chain of kernels on one stream:
 //   prepare_keys   1/|k|, an 8-bit copy of the unit keys with its error bound; without documents clears the counters
-//   screen         8-bit scores of all visible pairs; certifies blocks of 16 queries x 64 keys as empty, zeroes rows
-//                  without a candidate and hands out the others: sparse row tiles and listed strips by weight, dense
-//                  row blocks apart
+//   screen         8-bit scores of all visible pairs; certifies blocks of 16 queries x 64 keys as empty, zeroes row
+//                  tiles and listed strips without a candidate and hands out the others: sparse row tiles and listed
+//                  strips by weight, dense row blocks apart
 //   dense          exact scores and the product with V on row blocks where most blocks are candidates; skips nothing
 //   product        the same on the candidate blocks of the sparse row tiles; begins beside the dense kernel
 //   listed         the same on single candidate keys, for row tiles that have few; begins beside the product
@@ -32,6 +32,7 @@ constexpr int kScreenKeys = 256;  // keys of a screen tile; also the reach of on
 constexpr int kTilesPerBlock = kScreenRows / kRowTile;
 constexpr int kBlockKeys = 64;  // keys of a product step; one flag bit
 constexpr int kStripRows = 16;  // query rows behind one flag bit (one warp)
+constexpr int kZeroRows = 8;    // rows of 64 elements that the screen zeroes at once
 constexpr int kBlocksPerWord = 32;
 constexpr int kBuckets = 20;  // sparse jobs by log2 of their number of candidate strips; the last: unscreened rows
 constexpr int kStripsPerBlock = kScreenRows / kStripRows;
@@ -80,10 +81,11 @@ struct alignas(16) ListedJob {
 constexpr bool dense_may_scale(std::int64_t head_dim, int views) { return head_dim == 64 && views == 1; }
 
 struct ForwardArguments {
-  CUtensorMap query[2];  // (D, T_q, H_q, B), boxes of 64 elements x 64 rows
-  CUtensorMap key[2];    // (D, T_k, H_k, B), boxes of 64 elements x 64 rows
-  CUtensorMap value;     // as key
-  CUtensorMap key8;      // (D bytes, key_rows, views B H_k, 1), boxes of D bytes x 256 rows
+  CUtensorMap query[2];       // (D, T_q, H_q, B), boxes of 64 elements x 64 rows
+  CUtensorMap key[2];         // (D, T_k, H_k, B), boxes of 64 elements x 64 rows
+  CUtensorMap value;          // as key
+  CUtensorMap key8;           // (D bytes, key_rows, views B H_k, 1), boxes of D bytes x 256 rows
+  CUtensorMap zeroed_output;  // as query, boxes of 64 elements x kZeroRows rows
 
   int batch, query_heads, key_heads, heads_per_key;
   int query_length, key_length, position_offset;  // query row i stands at position_offset + i

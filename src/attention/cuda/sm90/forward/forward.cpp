@@ -202,6 +202,12 @@ void set_memory(const ForwardCall& call, const Workspace& w, ForwardArguments& a
   a.listed_list = reinterpret_cast<ListedJob*>(base + w.listed_list);
 }
 
+TileSource output_source(const ForwardCall& call) {
+  const Tensor& output = call.outputs.output;
+  const ConstTensor view{output.data, output.batch_stride, output.head_stride, output.row_stride};
+  return tile_source(view, call.shape, call.shape.query_length, call.shape.query_heads);
+}
+
 Status set_tensor_maps(const ForwardCall& call, ForwardArguments& a) {
   const AttentionShape& shape = call.shape;
   const char* const query_names[2] = {"q[0]", "q[1]"};
@@ -227,7 +233,11 @@ Status set_tensor_maps(const ForwardCall& call, ForwardArguments& a) {
                          .batch_stride = 0,
                          .box_elements = static_cast<int>(shape.head_dim),
                          .box_rows = kScreenKeys};
-  return make_tensor_map(keys8, "workspace", a.key8);
+  status = make_tensor_map(keys8, "workspace", a.key8);
+  if (!status.ok()) return status;
+  TileSource zeroed_output = output_source(call);
+  zeroed_output.box_rows = kZeroRows;
+  return make_tensor_map(zeroed_output, "output", a.zeroed_output);
 }
 
 template <typename Element, int kHeadDim>
@@ -253,10 +263,8 @@ bool forward_supports(const ForwardCall& call, int compute_capability) {
       if (keys->row_stride > kLargestInt / 2) return false;
     }
   }
-  const Tensor& output = call.outputs.output;
-  const ConstTensor output_view{output.data, output.batch_stride, output.head_stride, output.row_stride};
   return tile_source_is_aligned(tile_source(call.inputs.v, shape, shape.key_length, shape.key_heads)) &&
-         tile_source_is_aligned(tile_source(output_view, shape, shape.query_length, shape.query_heads));
+         tile_source_is_aligned(output_source(call));
 }
 
 std::size_t forward_workspace_bytes(const AttentionShape& shape, const AttentionOptions& options,

@@ -1,4 +1,5 @@
-// Strips with up to eight candidate keys: nearly all where scores are random.
+// Strips with up to eight candidate keys, both views together: nearly all where scores are random. None: where counts
+// or an index are to be written (screen/dispatch.cuh zeroes the others).
 //
 // Plan. As for more keys (listed_product.cuh), with what eight columns allow: one step, the queries' fragments stay in
 // registers and keys are gathered in the natural order of dims (4 bytes a lane and 8 dims), before the queries are

@@ -1,5 +1,5 @@
-// What happens with the rows of a finished screen job: they are handed out to the kernels behind the screen, and rows
-// without a candidate are written at once.
+// What happens with the rows of a finished screen job: they are handed out to the kernels behind the screen, and row
+// tiles and listed strips without a candidate are zeroed at once.
 #pragma once
 
 #include "attention/cuda/common/barrier.cuh"
@@ -99,25 +99,32 @@ __device__ __forceinline__ void zero_empty_strips(const ForwardArguments& a, con
   const int tile = lane / kStripsPerTile;
   const int candidates = __shfl_sync(0xffffffffu, found.candidates, tile);
   const bool listed = is_listed<kListing>(candidates, __shfl_sync(0xffffffffu, found.keys, tile));
+  const int first_row = block.block * kScreenRows;
+  const int row = first_row + lane * kStripRows;
+  const int rows = lane < kStripsPerBlock ? min(kStripRows, s.query_length() - row) : 0;
   const bool empty = candidates == 0 || (listed && list_lengths(found.strip_keys) == 0 && zeroes_strips(a));
-  const int row = block.block * kScreenRows + lane * kStripRows;
-  const int rows = min(kStripRows, s.query_length() - row);
-  if (lane >= kStripsPerBlock || rows <= 0 || !empty) return;
-  constexpr int kRowBytes = kHeadDim * 2;
-  auto* const output = static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride +
-                       block.head * a.output_head_stride + (s.first_query() + row) * a.output_row_stride;
-  if (a.output_row_stride == kHeadDim) {
-    for (int done = 0; done < rows * kRowBytes; done += kZeroBytes) {
-      store_bytes(output + done / static_cast<int>(sizeof(Element)), zeros, min(kZeroBytes, rows * kRowBytes - done));
+  if (rows > 0 && empty) {
+    int done = 0;
+    for (; done + kZeroRows <= rows; done += kZeroRows) {
+#pragma unroll
+      for (int half = 0; half < kHeadDim / 64; ++half) {
+        store_tile(zeros, a.zeroed_output, half * 64, s.first_query() + row + done, block.head, s.batch());
+      }
     }
-  } else {
-    for (int i = 0; i < rows; ++i) store_bytes(output + i * a.output_row_stride, zeros, kRowBytes);
+    auto* const output = static_cast<Element*>(a.output) + s.batch() * a.output_batch_stride +
+                         block.head * a.output_head_stride + (s.first_query() + row) * a.output_row_stride;
+    for (; done < rows; ++done) store_bytes(output + done * a.output_row_stride, zeros, kHeadDim * 2);
   }
   if (a.survivors == nullptr) return;
-  for (int i = 0; i < rows; ++i) a.survivors[flat_row(a, s, block.head) + row + i] = 0;
+  const std::uint32_t strips = __ballot_sync(0xffffffffu, empty);
+  std::int32_t* const counts = a.survivors + flat_row(a, s, block.head) + first_row;
+  for (int i = lane; i < min(kScreenRows, s.query_length() - first_row); i += 32) {
+    if ((strips >> i / kStripRows & 1u) != 0) counts[i] = 0;
+  }
 }
 
-// Clears the words of the survivor index, where the dispatcher or the listed kernel is to write: all slices dead.
+// Clears the words of the survivor index of row tiles without a candidate and of listed ones, whose live slices the
+// listed kernel marks.
 template <bool kPacked, bool kListing>
 __device__ __forceinline__ void clear_index(const ForwardArguments& a, const RowBlock<kPacked>& rows,
                                             const Findings& found) {
@@ -161,7 +168,7 @@ __device__ __forceinline__ void screen_dispatcher(const ForwardArguments& a, Scr
       clear_index<kPacked, kListing>(a, rows, found);
     }
   }
-  if (warp == 1) wait_for_stores();
+  if (warp == 1) wait_for_stores();  // of all jobs: their source never changes
 }
 
 }  // namespace tda::cuda::sm90

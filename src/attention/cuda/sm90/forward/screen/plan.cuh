@@ -8,7 +8,7 @@
 
 namespace tda::cuda::sm90 {
 
-constexpr int kZeroBytes = 1024;  // of zeros in shared memory, for the output of empty rows
+constexpr int kZeroBytes = kZeroRows * 128;
 
 template <int kHeadDim>
 struct ScreenPlan {
@@ -21,6 +21,7 @@ struct ScreenPlan {
   static constexpr int kTailBytes = 1024;
   static constexpr int kSharedBytes =
       1024 + kQuerySlots * kQueryBytes + kKeySlots * kKeyBytes + kTailBytes + kZeroBytes;
+  static_assert(kSharedBytes <= 227 * 1024);  // all that a block may have
 };
 
 // What the producer knows of a job, so that consumers do not wait for memory between two.
@@ -41,7 +42,7 @@ struct ScreenTail {     // behind the tiles in shared memory
   int candidates[4][16];   // candidate strips per consumer warp, or kDenseVote, kUnscreened
   int listed[4][16];       // candidate keys per consumer warp (view 2 in the upper half), or kNotListed
 };
-static_assert(sizeof(ScreenTail) <= 1024);
+static_assert(sizeof(ScreenTail) <= ScreenPlan<64>::kTailBytes);
 
 constexpr int kDenseVote = -1;         // screening stopped: all flags are set
 constexpr int kUnscreened = -2;        // no flags were written
