@@ -86,6 +86,19 @@ __device__ __forceinline__ std::uint32_t pack_positive(float low, float high) {
   return pair;
 }
 
+// Two elements times a power of two.
+template <typename Element>
+__device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t pair, float power_of_two) {
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {  // which has the exponents of a float
+    std::uint32_t product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(pair), "r"(pack<Element>(power_of_two, power_of_two)));
+    return product;
+  } else {
+    const float2 x = unpack<Element>(pair);
+    return pack<Element>(x.x * power_of_two, x.y * power_of_two);
+  }
+}
+
 // The larger of each of two elements; of a number and a NaN the number.
 template <typename Element>
 __device__ __forceinline__ std::uint32_t larger_of_pairs(std::uint32_t x, std::uint32_t y) {

@@ -99,6 +99,7 @@ struct ForwardArguments {
   int flag_words;      // 32-bit words of a strip's flags
   int heads_per_wave;  // heads that screen jobs interleave, so that their keys stay in the L2 cache; not of documents
   float kappa, power;
+  float largest_t;  // 2^(15 / power), see query_scale
   bool normalize;
   bool screening;     // false: everything is a candidate
   bool choose_heads;  // by the counters of the last call (screen/choice.cuh)

@@ -146,6 +146,7 @@ void set_sizes(const ForwardCall& call, const Workspace& w, ForwardArguments& a)
       std::clamp<std::int64_t>(kCacheBytesOfKeys / keys_of_head, std::int64_t{2}, kLargestInt / w.row_blocks));
   a.kappa = static_cast<float>(call.options.kappa);
   a.power = static_cast<float>(call.options.power);
+  a.largest_t = static_cast<float>(std::exp2(15.0 / call.options.power));
   a.normalize = call.options.normalize;
   const bool automatic = call.choice.screening == Screening::kAutomatic;
   const bool too_short = call.documents == nullptr && is_too_short_to_screen(shape);

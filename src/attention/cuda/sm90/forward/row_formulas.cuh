@@ -42,10 +42,9 @@ __device__ __forceinline__ float saved_factor(float factor) {
 }
 
 // The power of two by which a query row is multiplied before the exact product (exact in 16 bits): weights
-// t^p, t <= |q'| (1 + max(0, -tau)), then lie below 32768 and use fp16's range well.
-__device__ __forceinline__ float query_scale(float norm, float tau, float power) {
-  const float reach = exp2f(15.0f / power);
-  const float target = fminf(reach / (norm * (1.0f + fmaxf(0.0f, -tau))), 1e30f);
+// t^p, t <= |q'| (1 + max(0, -tau)), then lie below 32768 and use fp16's range well. `largest_t`^p is 32768.
+__device__ __forceinline__ float query_scale(float norm, float tau, float largest_t) {
+  const float target = fminf(largest_t / (norm * (1.0f + fmaxf(0.0f, -tau))), 1e30f);
   return __uint_as_float(__float_as_uint(target) & 0x7f800000u);
 }
 

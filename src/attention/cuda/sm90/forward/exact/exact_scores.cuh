@@ -41,29 +41,34 @@ __device__ __forceinline__ QueryRows prepare_queries(const ForwardArguments& a, 
       square[r & 1] += x.x * x.x + x.y * x.y;
     }
   }
+  // Every lane works out one of its two rows, even lanes row g; the neighbour knows the other.
+  const bool second = (threadIdx.x & 1) != 0;
+  float own_square = second ? square[1] : square[0];
+  own_square += __shfl_xor_sync(0xffffffffu, second ? square[0] : square[1], 1);
+  own_square += __shfl_xor_sync(0xffffffffu, own_square, 2);
+  const int own_row = second ? row + 8 : row;
+  const bool exists = own_row < s.query_length();
+  const float norm = a.normalize ? norm_from_square(own_square) : 1.0f;
+  const float tau = threshold_at<kHeadDim>(a.beta[head], s.offset() + own_row, a.kappa);
+  const float own_scale = a.normalize ? query_scale(norm, tau, a.largest_t) : 1.0f;
+  const float scaled_norm = norm * own_scale;
+  if (a.factors.query != nullptr && (threadIdx.x & 3) < 2 && exists) {
+    *saved_query_factor(a, view, s, head, own_row) = saved_factor(__fdividef(own_scale, scaled_norm));
+  }
+  const auto of_both = [&](float own, float(&both)[2]) {
+    const float other = __shfl_xor_sync(0xffffffffu, own, 1);
+    both[0] = second ? other : own;
+    both[1] = second ? own : other;
+  };
   QueryRows rows;
   float scale[2];
-  const float beta = a.beta[head];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const float norm = a.normalize ? norm_from_square(quad_sum(square[h])) : 1.0f;
-    const float tau = threshold_at<kHeadDim>(beta, s.offset() + row + 8 * h, a.kappa);
-    scale[h] = a.normalize ? query_scale(norm, tau, a.power) : 1.0f;
-    rows.norm[h] = norm * scale[h];
-    rows.threshold[h] = row + 8 * h < s.query_length() ? tau * rows.norm[h] : 1e30f;
-  }
-  if (const int part = static_cast<int>(threadIdx.x & 3);
-      a.factors.query != nullptr && part < 2 && row + 8 * part < s.query_length()) {
-    const float factor = __fdividef(part == 0 ? scale[0] : scale[1], part == 0 ? rows.norm[0] : rows.norm[1]);
-    *saved_query_factor(a, view, s, head, row + 8 * part) = saved_factor(factor);
-  }
+  of_both(own_scale, scale);
+  of_both(scaled_norm, rows.norm);
+  of_both(exists ? tau * scaled_norm : 1e30f, rows.threshold);
 #pragma unroll
   for (int k = 0; k < kHeadDim / 16; ++k) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const float2 x = unpack<Element>(q[k][r]);
-      q[k][r] = pack<Element>(x.x * scale[r & 1], x.y * scale[r & 1]);
-    }
+    for (int r = 0; r < 4; ++r) q[k][r] = scale_pair<Element>(q[k][r], scale[r & 1]);
   }
   return rows;
 }

@@ -90,13 +90,14 @@ __device__ __forceinline__ void weigh_few(const ForwardArguments& a, int head, c
 template <typename Element, int kHeadDim>
 __device__ __forceinline__ void store_empty_strip(const ForwardArguments& a, const ListedJob& job) {
   constexpr int kChunks = kHeadDim / 8;
+  constexpr int kRowsAtOnce = 32 / kChunks;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  auto* base = static_cast<Element*>(a.output) + job.batch * a.output_batch_stride + job.head * a.output_head_stride;
+  auto* to = static_cast<Element*>(a.output) + job.batch * a.output_batch_stride + job.head * a.output_head_stride +
+             (job.first_row + lane / kChunks) * a.output_row_stride + lane % kChunks * 8;
 #pragma unroll
-  for (int i = lane; i < kStripRows * kChunks; i += 32) {
-    const int row = job.first_row + i / kChunks;
-    if (row >= a.query_length) break;
-    *reinterpret_cast<uint4*>(base + row * a.output_row_stride + i % kChunks * 8) = make_uint4(0, 0, 0, 0);
+  for (int row = lane / kChunks; row < kStripRows; row += kRowsAtOnce) {
+    if (job.first_row + row < a.query_length) *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    to += kRowsAtOnce * a.output_row_stride;
   }
   if (a.survivors == nullptr) return;
   const int none[2] = {0, 0};
@@ -112,6 +113,7 @@ __device__ __forceinline__ void strip_of_few_keys(const ForwardArguments& a, con
   const int row = job.first_row + (static_cast<int>(threadIdx.x & 31) >> 2);
   KeyChunk chunk{};
   FewKeys<kHeadDim> few[kViews] = {};
+  __builtin_assume(count <= kFewKeys);
   if (count > 0) {
     chunk = take_chunk(keys, 0, count);
 #pragma unroll

@@ -41,15 +41,16 @@ __device__ __forceinline__ int strip_offset(int row, int chunk) {
 template <typename Element, int kHeadDim>
 __device__ __forceinline__ void fetch_queries(const ForwardArguments& a, int view, const ListedJob& job, char* strip) {
   constexpr int kChunks = kHeadDim / 8;  // of a row
+  constexpr int kRowsAtOnce = 32 / kChunks;
   const int lane = static_cast<int>(threadIdx.x & 31);
   const ConstTensor& tensor = a.q[view];
-  const Element* q = head_rows<Element>(tensor, job.batch, job.head);
+  const Element* const head = head_rows<Element>(tensor, job.batch, job.head);
+  const Element* from = head + (job.first_row + lane / kChunks) * tensor.row_stride + lane % kChunks * 8;
 #pragma unroll
-  for (int i = lane; i < kStripRows * kChunks; i += 32) {
-    const int row = job.first_row + i / kChunks;
-    const bool exists = row < a.query_length;
-    copy_async(strip + strip_offset(i / kChunks, i % kChunks),
-               q + (exists ? row : 0) * tensor.row_stride + i % kChunks * 8, exists);
+  for (int row = lane / kChunks; row < kStripRows; row += kRowsAtOnce) {
+    const bool exists = job.first_row + row < a.query_length;
+    copy_async(strip + strip_offset(row, lane % kChunks), exists ? from : head, exists);
+    from += kRowsAtOnce * tensor.row_stride;
   }
 }
 
