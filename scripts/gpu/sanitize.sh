@@ -2,7 +2,7 @@
 # Runs compute-sanitizer over every kernel family (tests/cuda/sanitizer_cases.py) on what scripts/gpu/build.sh built, or
 # on TDA_GPU_BUILD: memcheck and synccheck on all, racecheck and initcheck on fp32. Exit code 1 if there is a finding.
 # The 16-bit kernels for sm_90 hand words from producers to consumers under mbarriers, which racecheck does not order and
-# reports (docs/decisions/080): TDA_RACECHECK="half packed pairs fp32" shows them.
+# reports (docs/decisions/080): TDA_RACECHECK="half fused packed pairs fp32" shows them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/gpu/built-package.sh
@@ -21,8 +21,8 @@ check() {  # tool, families
     pids+=($!)
   done
 }
-check memcheck half packed pairs fp32
-check synccheck half packed pairs fp32
+check memcheck half fused packed pairs fp32
+check synccheck half fused packed pairs fp32
 read -ra raced <<<"${TDA_RACECHECK:-fp32}"
 check racecheck "${raced[@]}"
 check initcheck fp32

@@ -1,14 +1,15 @@
 """Forward and backward through every kernel family, small, for compute-sanitizer: scripts/gpu/sanitize.sh.
 
-Families: half (sm_90, or the portable kernels elsewhere), packed (the same with packed documents), pairs (lists of
-survivors, T = 8192), fp32 (screened, shared strips, dense). Prints a line a case, and nothing about values: those are
-the tests' business.
+Families: half (sm_90, or the portable kernels elsewhere), fused (dense heads on sm_90, backward in one kernel), packed
+(half with packed documents), pairs (lists of survivors, T = 8192), fp32 (screened, shared strips, dense). Prints a line
+a case, and nothing about values: those are the tests' business.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 
 import torch
 
@@ -86,7 +87,7 @@ def run_packed(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="+", choices=["half", "packed", "pairs", "fp32"])
+    parser.add_argument("families", nargs="+", choices=["half", "fused", "packed", "pairs", "fp32"])
     families = parser.parse_args().families
     if "half" in families:
         for dim in (64, 128):
@@ -96,6 +97,12 @@ def main() -> None:
                 run(3, dim, 300, views, FP16, 0.1, screening="always")
         run(3, 64, 333, 1, BF16, 0.5, 1.5)
         run(3, 48, 200, 2, BF16, 0.5)
+    if "fused" in families:
+        os.environ["TDA_SM90_FUSED_BACKWARD"] = "on"
+        run(5, 64, 700, 1, BF16, 0.1)
+        run(3, 64, 321, 2, BF16, -0.1)
+        run(2, 64, 200, 2, BF16, 0.1, 1.5)
+        del os.environ["TDA_SM90_FUSED_BACKWARD"]
     if "packed" in families:
         lengths = [(3, 3), (0, 0), (65, 129), (0, 19), (257, 300), (1, 1), (128, 128), (0, 0)]
         for dim in (64, 128):

@@ -94,6 +94,13 @@ __device__ __forceinline__ std::uint64_t mn_major_descriptor(std::uint32_t addre
       : TDA_32(data, d, 0)                                                                                          \
       : "l"(a), "l"(b), "n"(kAccumulate ? 1 : 0))
 
+#define TDA_WGMMA_64_TRANSPOSED(type)                                                                               \
+  asm volatile(                                                                                                     \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                                  \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " " TDA_LIST_64 ", %32, %33, p, 1, 1, 1, 1;\n}\n" \
+      : TDA_32(TDA_FLOAT, d, 0)                                                                                     \
+      : "l"(a), "l"(b), "r"(static_cast<std::uint32_t>(accumulates)))
+
 #define TDA_WGMMA_128_REGISTERS(type)                                               \
   asm volatile(                                                                     \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"                                  \
@@ -125,6 +132,13 @@ __device__ __forceinline__ void wgmma(float (&d)[32], std::uint64_t a, std::uint
   if constexpr (!kBFloat16 && !kAccumulate) TDA_WGMMA_64_SHARED("f16", TDA_FLOAT_RESULT);
 }
 
+// d (+)= A B over 16 of the reduction; A and B both from shared memory and MN-major, 64 rows and 64 columns.
+template <typename Element>
+__device__ __forceinline__ void wgmma_transposed(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulates) {
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) TDA_WGMMA_64_TRANSPOSED("bf16");
+  if constexpr (std::is_same_v<Element, __half>) TDA_WGMMA_64_TRANSPOSED("f16");
+}
+
 // d (+)= A B over 32 of the reduction, signed 8-bit integers, exact 32-bit sums, 128 columns.
 template <bool kAccumulate>
 __device__ __forceinline__ void wgmma_int8(std::int32_t (&d)[64], const std::uint32_t (&a)[4], std::uint64_t b) {
@@ -137,6 +151,7 @@ __device__ __forceinline__ void wgmma_int8(std::int32_t (&d)[64], const std::uin
 
 #undef TDA_WGMMA_64_REGISTERS
 #undef TDA_WGMMA_64_SHARED
+#undef TDA_WGMMA_64_TRANSPOSED
 #undef TDA_WGMMA_128_REGISTERS
 #undef TDA_LIST_64
 #undef TDA_LIST_128

@@ -193,6 +193,11 @@ __device__ RowPair count_row_pair(const Problem& p, const BackwardArguments& a, 
   return pair;
 }
 
+// Factors of 64 rows or keys for which no score is computed, or only as zeros, by one warp.
+__device__ void write_zero_factors(float* factors, int first, int end) {
+  for (int row = first + own_lane(); row < min(first + kSliceRows, end); row += 32) factors[row] = 0.f;
+}
+
 template <class T, bool SAVED>
 __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan,
                               const BlockTask& task) {
@@ -225,7 +230,11 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
     if (leads && wanted && tile % 2 == 0) {
       list_task(pair.tiles == 0 ? plan.empty_row_blocks : plan.dense_row_tasks, dense_weight(pair.tiles), false, entry);
     }
-    if (pair.tiles == 0) return;
+    if (pair.tiles == 0) {
+      if (plan.fused.counters != nullptr)
+        write_zero_factors(query_factors(p, s, view, head), first_row, s.query_length);
+      return;
+    }
   } else if (live == 0) {
     const Tensor& dq = a.outputs.dq[view];
     write_zeros<T, kSliceRows>(dq, row_offset(dq, s.batch, head, s.first_query), first_row, s.query_length,
@@ -233,8 +242,7 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
     return;
   }
   if (SAVED && live == 0) {  // beside a live one: not saved, and no score is computed with these
-    float* const factors = query_factors(p, s, view, head) + first_row;
-    for (int row = own_lane(); row < min(kSliceRows, s.query_length - first_row); row += 32) factors[row] = 0.f;
+    write_zero_factors(query_factors(p, s, view, head), first_row, s.query_length);
   } else {
     provide_query_factors<T, kSliceRows, SAVED>(p, plan, s, view, head, first_row);
   }
@@ -298,10 +306,37 @@ __device__ void list_dense_columns(const Problem& p, const BackwardPlan& plan, c
     list_task(block_tiles == 0 ? plan.empty_column_blocks : plan.dense_column_tasks, dense_weight(block_tiles), false,
               entry);
   }
-  if (block_tiles == 0) return;
+  if (block_tiles == 0) {
+    if (plan.fused.counters == nullptr) return;
+    for (int view = 0; view < p.views; ++view) {
+      write_zero_factors(key_factors(p, s, view, task.head), first_key, s.key_length);
+    }
+    return;
+  }
   for (int view = 0; view < p.views; ++view) {
     provide_key_factors<T, kWarpKeys, SAVED>(p, plan, s, view, task.head, first_key);
   }
+}
+
+// Adds a word column's tiles to its head's, by one thread; the last lists the head for the fused kernel if at least
+// three quarters of its tiles are live.
+__device__ void count_fused_tiles(const Problem& p, const FusedHeads& fused, const Sequence& s, int key_head,
+                                  const int (&tiles)[kBlocksPerWord]) {
+  std::uint32_t own = 0;
+  for (int n = 0; n < kBlocksPerWord; ++n) own += static_cast<std::uint32_t>(tiles[n]);
+  const auto head = static_cast<std::uint32_t>(s.batch * p.shape.key_heads + key_head);
+  std::uint32_t* const counted = fused.counted + 2 * head;
+  atomicAdd(counted, own);
+  __threadfence();
+  const std::uint32_t words = static_cast<std::uint32_t>((s.key_length + kKeysPerWord - 1) / kKeysPerWord);
+  if (atomicAdd(counted + 1, 1u) + 1 != words) return;
+  __threadfence();
+  const std::uint64_t row_tiles = (s.query_length + kSliceRows - 1) / kSliceRows, half = row_tiles / 2;
+  const std::uint64_t below_diagonal = half * (half + 1) + (row_tiles % 2 != 0 ? half + 1 : 0);
+  const std::uint64_t all = below_diagonal * p.views * (p.shape.query_heads / p.shape.key_heads);
+  if (atomicAdd(counted, 0u) < all - all / 4) return;
+  fused.chosen[head] = 1;
+  fused.heads[atomicAdd(&fused.counters->listed, 1u)] = head;
 }
 
 template <class T, bool SAVED>
@@ -318,6 +353,7 @@ __device__ void plan_columns(const Problem& p, const BackwardArguments& a, const
   __syncthreads();
   turn_columns(p, a, plan, s, first_slice, key_head, word, count, tiles);
   __syncthreads();
+  if (plan.fused.counters != nullptr && threadIdx.x == 0) count_fused_tiles(p, plan.fused, s, key_head, tiles);
   const bool wanted = a.outputs.dk[0].data || a.outputs.dk[1].data || a.outputs.dv.data;
   if (plan.dense) {
     list_dense_columns<T, SAVED>(p, plan, s, task, wanted, tiles);

@@ -70,6 +70,29 @@ struct PairPlan {
 };
 constexpr std::uint32_t kLongRun = 256;
 
+// Heads of fewer rows are not fused: up to 4,096 it takes as long as the two kernels.
+constexpr std::int64_t kFusedLength = 8192;
+// Tasks of the heads that take turns, about: some for each multiprocessor, because all of a head depend on each other.
+constexpr std::int64_t kFusedTasks = 4 * 132;
+
+struct FusedCounters {
+  std::uint32_t listed, claims;
+};
+
+// Heads nearly all of whose tiles hold a survivor: one kernel of the dense family computes all their gradients, and the
+// others leave them out. Null pointers: there are none.
+struct FusedHeads {
+  FusedCounters* counters;  // all of these are 0 before the plan:
+  std::uint32_t* counted;   // (batch, key heads) of two: tiles of 64 rows x 128 keys, words of the index counted
+  std::uint32_t* finished;  // of the n-th listed head, of two: warpgroups done, whether a value was unfit
+  std::uint32_t* turns;     // (slots, views, heads of a group, row pairs, 4): additions to dq by each warp
+  std::uint8_t* chosen;     // (batch, key heads)
+  std::uint32_t* heads;     // batch * key heads + key head, in the order of claims
+  float* sums;              // (slots, views, heads of a group, row pairs, 128 * 64): dq of heads under way
+  int slots;                // heads whose sums exist at a time
+  int interleaved;          // heads that take turns in claims, half of the slots at most
+};
+
 struct BackwardPlan {
   // The survivor index read down its columns: for (view, query head) and each slice of 16 keys, a bit per row tile.
   std::uint32_t* columns;
@@ -84,6 +107,7 @@ struct BackwardPlan {
   TaskList dense_row_tasks, dense_column_tasks;
   TaskList empty_row_blocks, empty_column_blocks;  // all block tasks of the lowest bucket, the only one with room
   PairPlan pairs;
+  FusedHeads fused;
 
   // Slices of the sequences before `sequence`; with packed documents an upper bound that needs no prefix sum.
   TDA_HOST_DEVICE static std::int64_t first_slice(bool packed, std::int64_t sequence, std::int64_t first_key,

@@ -1,8 +1,10 @@
 // The portable family: correct on every device from sm_80, for every case of the contract.
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <limits>
 #include <string>
+#include <string_view>
 
 #include "attention/cuda/common/kernel_family.h"
 #include "attention/cuda/portable/backward_plan.h"
@@ -63,10 +65,20 @@ void place_parts(const AttentionShape& s, int views, const SurvivorIndexLayout& 
   arguments->dlambda_parts = arguments->outputs.dlambda ? dlambda : nullptr;
 }
 
-// The counters come right behind the shares of dbeta and dlambda, the numbers of pairs behind them: one fill clears
-// all. `lists`: the index has lists of survivors.
-void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& index, const PackedDocuments* documents,
-                bool lists, Arena& arena, BackwardPlan* plan) {
+// Whether heads may go to the fused kernel (FusedHeads): a function of shapes and options. Testing aid, read at each
+// call: TDA_SM90_FUSED_BACKWARD=off forbids it, on allows it for short sequences, too.
+bool may_fuse(const AttentionShape& s, const AttentionOptions& options, const PackedDocuments* documents) {
+  const char* const choice = std::getenv("TDA_SM90_FUSED_BACKWARD");
+  const std::string_view wish = choice != nullptr ? choice : "";
+  const std::int64_t shortest = wish == "on" ? 1 : kFusedLength;
+  return wish != "off" && options.data_type == DataType::kBFloat16 && s.head_dim == 64 && s.value_dim == 64 &&
+         s.query_length == s.key_length && s.query_length >= shortest && documents == nullptr;
+}
+
+// The counters come right behind the shares of dbeta and dlambda, and other numbers that start at 0 behind them: one
+// fill clears all. Returns the end of those. `lists`: the index has lists of survivors; `fused`: may_fuse().
+std::size_t place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& index,
+                       const PackedDocuments* documents, bool lists, bool fused, Arena& arena, BackwardPlan* plan) {
   const std::int64_t sequences = documents ? documents->count : s.batch;
   const std::int64_t longest_query = documents ? documents->longest_query : s.query_length;
   const std::int64_t longest_key = documents ? documents->longest_key : s.key_length;
@@ -74,19 +86,38 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   placed.column_slices = BackwardPlan::first_slice(documents != nullptr, sequences, s.key_length, s.key_length);
   placed.words_per_slice = (longest_query + kSliceRows * 32 - 1) / (kSliceRows * 32);
   BackwardCounters* const counters = arena.take<BackwardCounters>(1);
+  PairPlan& pairs = placed.pairs;
+  FusedHeads& heads = placed.fused;
+  const std::int64_t all_heads = s.key_heads * s.batch, all_keys = all_heads * s.key_length;
+  const std::int64_t group = s.query_heads / s.key_heads;
+  const std::int64_t parts = (s.query_length + 2 * kSliceRows - 1) / (2 * kSliceRows) * views * group;
+  if (fused) {
+    heads.interleaved = static_cast<int>((kFusedTasks + parts - 1) / parts);
+    heads.slots = static_cast<int>(std::min(all_heads, std::int64_t{2} * heads.interleaved));
+    heads.counters = arena.take<FusedCounters>(1);
+    heads.counted = arena.take<std::uint32_t>(2 * all_heads);
+    heads.finished = arena.take<std::uint32_t>(2 * all_heads);
+    heads.turns = arena.take<std::uint32_t>(heads.slots * parts * 4);
+    heads.chosen = arena.take<std::uint8_t>(all_heads);
+  }
   if (lists) {
-    PairPlan& pairs = placed.pairs;
-    const std::int64_t all_keys = s.key_heads * s.batch * s.key_length;
-    pairs.records_per_head = views * (s.query_heads / s.key_heads) * s.query_length * kRecordsPerRow;
+    pairs.key_count = arena.take<std::uint32_t>(all_keys);
+    pairs.used = arena.take<std::uint32_t>(all_heads);
+    pairs.extreme = arena.take<std::uint32_t>(2 * all_heads);
+    pairs.long_count = arena.take<std::uint32_t>(1);
+  }
+  const std::size_t cleared = arena.used();
+  if (fused) {
+    heads.heads = arena.take<std::uint32_t>(all_heads);
+    heads.sums = arena.take<float>(heads.slots * parts * 2 * kSliceRows * s.head_dim);
+  }
+  if (lists) {
+    pairs.records_per_head = views * group * s.query_length * kRecordsPerRow;
     const std::int64_t last_row = std::max(s.query_length, std::int64_t{1}) - 1;
     pairs.row_bits = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(last_row)));
-    pairs.key_count = arena.take<std::uint32_t>(all_keys);
-    pairs.used = arena.take<std::uint32_t>(s.key_heads * s.batch);
-    pairs.extreme = arena.take<std::uint32_t>(2 * s.key_heads * s.batch);
-    pairs.long_count = arena.take<std::uint32_t>(1);
     pairs.key_end = arena.take<std::uint32_t>(all_keys);
-    pairs.records = arena.take<PairRecord>(s.key_heads * s.batch * pairs.records_per_head);
-    pairs.long_keys = arena.take<std::int64_t>(s.key_heads * s.batch * (pairs.records_per_head / kLongRun));
+    pairs.records = arena.take<PairRecord>(all_heads * pairs.records_per_head);
+    pairs.long_keys = arena.take<std::int64_t>(all_heads * (pairs.records_per_head / kLongRun));
     pairs.live = arena.take<std::uint8_t>(views * s.query_heads * index.row_tiles);
   }
   placed.columns = arena.take<std::uint32_t>(placed.column_offset(views * s.query_heads, 0));
@@ -99,9 +130,9 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   const auto blocks_of = [&](std::int64_t length, std::int64_t rows) {  // of all sequences; an upper bound if packed
     return documents ? length / rows + sequences : sequences * ((length + rows - 1) / rows);
   };
-  const std::int64_t row_pairs = blocks_of(s.query_length, 2 * kSliceRows);
   const std::int64_t key_blocks = blocks_of(s.key_length, 8 * kSliceKeys);
-  placed.dense_row_tasks = place_list(row_pairs * s.query_heads * views, counters ? &counters->dense_rows : nullptr);
+  placed.dense_row_tasks = place_list(blocks_of(s.query_length, 2 * kSliceRows) * s.query_heads * views,
+                                      counters ? &counters->dense_rows : nullptr);
   placed.dense_column_tasks = place_list(key_blocks * s.key_heads, counters ? &counters->dense_columns : nullptr);
   const auto place_empty = [&](const TaskList& list, TaskCounters* own) {
     return TaskList{arena.take<BackwardTask>(list.capacity), list.capacity, own};
@@ -109,6 +140,7 @@ void place_plan(const AttentionShape& s, int views, const SurvivorIndexLayout& i
   placed.empty_row_blocks = place_empty(placed.dense_row_tasks, counters ? &counters->empty_rows : nullptr);
   placed.empty_column_blocks = place_empty(placed.dense_column_tasks, counters ? &counters->empty_columns : nullptr);
   if (plan) *plan = placed;
+  return cleared;
 }
 
 void place_flag(Arena& arena, Problem* problem) {
@@ -240,7 +272,7 @@ std::size_t backward_workspace_bytes(const AttentionShape& shape, const Attentio
   place_parts(shape, options.views, index, screened, arena, nullptr);
   if (has_half_kernels(shape, options.data_type)) {
     const bool lists = has_survivor_lists(shape, options, documents);
-    place_plan(shape, options.views, index, documents, lists, arena, nullptr);
+    place_plan(shape, options.views, index, documents, lists, may_fuse(shape, options, documents), arena, nullptr);
   }
   if (screened) {
     Problem problem{};
@@ -335,6 +367,15 @@ Status run_pair_kernels(const Problem& p, const BackwardArguments& a, const Back
   return launch_status("backward_pair_long_keys", launch_backward_pair_long_keys(p, a, plan, stream));
 }
 
+// The fused kernel writes all of them.
+bool wants_all_gradients(const BackwardCall& call) {
+  bool all = call.outputs.dv.data != nullptr;
+  for (int view = 0; view < call.options.views; ++view) {
+    all = all && call.outputs.dq[view].data != nullptr && call.outputs.dk[view].data != nullptr;
+  }
+  return all;
+}
+
 Status run_half_kernels(const Problem& p, const BackwardArguments& a, const BackwardPlan& plan, DenseBackward dense,
                         cudaStream_t stream) {
   if (Status s = launch_status("backward_plan", launch_backward_plan(p, a, plan, stream)); !s.ok()) return s;
@@ -389,8 +430,10 @@ Status backward(const BackwardCall& call, DenseBackward dense) {
   BackwardPlan plan{};
   if (half) {
     const bool lists = has_survivor_lists(call.shape, call.options, call.documents);
-    place_plan(call.shape, call.options.views, p.index, call.documents, lists, arena, &plan);
+    const bool fused = may_fuse(call.shape, call.options, call.documents);
+    cleared = place_plan(call.shape, call.options.views, p.index, call.documents, lists, fused, arena, &plan);
     plan.dense = dense != nullptr;
+    if (!plan.dense || !wants_all_gradients(call)) plan.fused = {};
     plan.saved = saved_factors(const_cast<void*>(call.survivor_index), call.shape, call.options, call.documents);
     if (lists && p.longest_query > 0 && rows_are_wide(p, a)) {
       const SurvivorLists from =
@@ -398,9 +441,6 @@ Status backward(const BackwardCall& call, DenseBackward dense) {
       plan.pairs.totals = from.totals;
       plan.pairs.lists = from.rows;
     }
-    const char* const end = lists ? reinterpret_cast<char*>(plan.pairs.key_end)
-                                  : reinterpret_cast<char*>(plan.row_tasks.counters) + sizeof(BackwardCounters);
-    cleared = static_cast<std::size_t>(end - static_cast<char*>(call.workspace));
   }
   ScreenedTasks screened;
   if (may_screen && p.vector_d_output && screens_fp32_now(p)) {

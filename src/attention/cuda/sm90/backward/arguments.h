@@ -1,9 +1,10 @@
 // What the dense kernels of the sm90 backward are told about a call.
 //
-// They take the blocks of 128 query rows (query.cuh) and of 128 keys (key_value.cuh) that the portable family's plan
-// lists (portable/backward_plan.h), on warpgroup products of whole tiles of 64 x 64 scores, and write zeros to blocks
-// without a survivor. A task whose operands or results are not finite, or whose norms 16-bit products cannot bear, is
-// handed back to the plan's other lists, which the portable kernels work off afterwards.
+// Heads that are dense all over go to one kernel for all gradients (fused.cuh), where it is quicker. For the others
+// there are two, which take the blocks of 128 query rows (query.cuh) and of 128 keys (key_value.cuh) that the portable
+// family's plan lists (portable/backward_plan.h), on warpgroup products of whole tiles of 64 x 64 scores, and write
+// zeros to blocks without a survivor. A task whose operands or results are not finite, or whose norms 16-bit products
+// cannot bear, is handed back to the plan's other lists, which the portable kernels work off afterwards.
 #pragma once
 
 #include <cuda.h>

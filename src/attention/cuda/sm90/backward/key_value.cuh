@@ -16,7 +16,8 @@ namespace tda::cuda::sm90 {
 // The tiles of one query head that hold a survivor among the block's 128 keys. `first_slice` counts slices of all
 // sequences (portable::BackwardPlan).
 template <int kHeadDim, bool kPacked>
-__device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamProducer<kHeadDim, kPacked>& producer,
+__device__ __forceinline__ void produce_head(const BackwardArguments& a,
+                                             StreamProducer<StreamPlan<kHeadDim>, kPacked>& producer,
                                              const portable::Sequence& s, const StreamPart& part, int head,
                                              std::int64_t first_slice) {
   const portable::Problem& p = a.problem;
@@ -69,17 +70,19 @@ __device__ __forceinline__ void produce_head(const BackwardArguments& a, StreamP
 }
 
 template <typename Element, int kHeadDim, bool kPacked>
-__device__ __forceinline__ void produce_queries(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
+__device__ __forceinline__ void produce_queries(const BackwardArguments& a,
+                                                const StreamMemory<StreamPlan<kHeadDim>>& memory) {
   const portable::Problem& p = a.problem;
   const int group = static_cast<int>(p.shape.query_heads / p.shape.key_heads);
-  StreamProducer<kHeadDim, kPacked> producer(memory, a.plan.dense_column_tasks);
+  StreamProducer<StreamPlan<kHeadDim>, kPacked> producer(memory, a.plan.dense_column_tasks);
   for_empty_blocks(a.plan.empty_column_blocks, [&](const portable::BackwardTask& block) {
+    if (is_fused(a, block.sequence, block.head)) return;
     const portable::Sequence s = portable::sequence_of<kPacked>(p, block.sequence);
     const auto store = [&](const Tensor& gradient, const CUtensorMap& map) {
       if (gradient.data == nullptr) return;
       const int row = static_cast<int>(block.tile) * 2 * kTileRows;
-      store_zeros<kHeadDim, kPacked>(memory, gradient, map, static_cast<int>(s.first_key) + row, s.key_length - row,
-                                     static_cast<int>(block.head), s.batch);
+      store_zeros<StreamPlan<kHeadDim>, kPacked>(memory, gradient, map, static_cast<int>(s.first_key) + row,
+                                                 s.key_length - row, static_cast<int>(block.head), s.batch);
     };
     for (int view = 0; view < p.views; ++view) store(a.call.outputs.dk[view], a.dk[view]);
     store(a.call.outputs.dv, a.dv);
@@ -88,6 +91,7 @@ __device__ __forceinline__ void produce_queries(const BackwardArguments& a, cons
   while (producer.next_task(a.plan.dense_column_tasks, task)) {
     const int sequence = static_cast<int>(task.sequence), key_head = static_cast<int>(task.head);
     const int block = static_cast<int>(task.tile);
+    if (is_fused(a, sequence, key_head)) continue;
     const portable::Sequence s = portable::sequence_of<kPacked>(p, sequence);
     const std::int64_t first_slice =
         portable::BackwardPlan::first_slice(kPacked, sequence, s.first_key, p.shape.key_length) + 8 * block;
@@ -237,8 +241,8 @@ __device__ __forceinline__ void finish_keys(const BackwardArguments& a, const St
 
 // One block's share of a warpgroup: products, conversions and stages of its tiles.
 template <typename Element, int kHeadDim, bool kSquare>
-struct KeyConsumer : StreamConsumer<kHeadDim> {
-  using Stream = StreamConsumer<kHeadDim>;
+struct KeyConsumer : StreamConsumer<StreamPlan<kHeadDim>> {
+  using Stream = StreamConsumer<StreamPlan<kHeadDim>>;
   using Stream::memory;
   using Stream::pending;
   using Stream::warpgroup;
@@ -253,7 +257,8 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
   float dk[kHeadDim / 2], dv[kHeadDim / 2];
   std::uint32_t operand[4][4];  // the weights, then g: registers hold only one of the two
 
-  __device__ __forceinline__ KeyConsumer(const BackwardArguments& arguments, const StreamMemory<kHeadDim>& shared)
+  __device__ __forceinline__ KeyConsumer(const BackwardArguments& arguments,
+                                         const StreamMemory<StreamPlan<kHeadDim>>& shared)
       : Stream{shared}, a(arguments) {}
 
   __device__ __forceinline__ void begin(const StreamPart& part, int slot) {
@@ -340,7 +345,8 @@ struct KeyConsumer : StreamConsumer<kHeadDim> {
 };
 
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
-__device__ __forceinline__ void consume_queries(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
+__device__ __forceinline__ void consume_queries(const BackwardArguments& a,
+                                                const StreamMemory<StreamPlan<kHeadDim>>& memory) {
   SlotRing<StreamPlan<kHeadDim>::kResidents> residents(0);
   KeyConsumer<Element, kHeadDim, kSquare> consumer(a, memory);
   bool spoiled = false;
@@ -362,8 +368,8 @@ __device__ __forceinline__ void consume_queries(const BackwardArguments& a, cons
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 __device__ __forceinline__ void work_off_columns(const BackwardArguments& a) {
   extern __shared__ unsigned char shared[];
-  const StreamMemory<kHeadDim> memory(shared);
-  if (!memory.begin(a.plan.dense_column_tasks, a.plan.empty_column_blocks)) return;
+  const StreamMemory<StreamPlan<kHeadDim>> memory(shared);
+  if (all_are_fused(a) || !memory.begin(a.plan.dense_column_tasks, a.plan.empty_column_blocks)) return;
   if (threadIdx.x >= 256) {
     shrink_registers<kHeadDim == 64 ? 40 : 24>();
     produce_queries<Element, kHeadDim, kPacked>(a, memory);
@@ -374,7 +380,7 @@ __device__ __forceinline__ void work_off_columns(const BackwardArguments& a) {
 }
 
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
-__global__ void __launch_bounds__(kStreamThreads, 1)
+__global__ void __launch_bounds__(kStreamThreads<StreamPlan<kHeadDim>>, 1)
     backward_key_value_dense(const __grid_constant__ BackwardArguments a) {
   begin_kernel(KernelOrder::kBesidePrevious);
   work_off_columns<Element, kHeadDim, kSquare, kPacked>(a);

@@ -3,26 +3,42 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "attention/cuda/common/kernel_order.cuh"
+#include "attention/cuda/sm90/backward/fused.cuh"
 #include "attention/cuda/sm90/backward/key_value.cuh"
 #include "attention/cuda/sm90/backward/query.cuh"
 
 namespace tda::cuda::sm90 {
 
+// Blocks that stay, one a multiprocessor, no more than there may be tasks.
+template <class Plan>
+Status launch_blocks(void (*kernel)(BackwardArguments), const char* name, std::int64_t tasks, int processors,
+                     const BackwardArguments& a, CudaStream stream) {
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(tasks, processors));
+  const cudaError_t error = launch_kernel(kernel, {blocks, kStreamThreads<Plan>, kStreamSharedBytes<Plan>, true},
+                                          static_cast<cudaStream_t>(stream), a);
+  if (error == cudaSuccess) return {};
+  return {std::string("CUDA kernel ") + name + ": " + cudaGetErrorString(error)};
+}
+
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
 Status launch_backward_kernels(const BackwardArguments& a, int processors, CudaStream stream) {
-  const auto launch = [&](void (*kernel)(BackwardArguments), const char* name, const portable::TaskList& tasks) {
-    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(tasks.capacity, processors));
-    const cudaError_t error = launch_kernel(kernel, {blocks, kStreamThreads, kStreamSharedBytes<kHeadDim>, true},
-                                            static_cast<cudaStream_t>(stream), a);
-    if (error == cudaSuccess) return Status{};
-    return Status{std::string("CUDA kernel ") + name + ": " + cudaGetErrorString(error)};
-  };
+  using Plan = StreamPlan<kHeadDim>;
+  const std::int64_t row_tasks = a.plan.dense_row_tasks.capacity, column_tasks = a.plan.dense_column_tasks.capacity;
+  if constexpr (std::is_same_v<Element, __nv_bfloat16> && kHeadDim == 64 && !kPacked) {
+    if (a.plan.fused.counters != nullptr) {
+      const auto fused = backward_fused<Element, kSquare>;
+      const Status s = launch_blocks<FusedPlan>(fused, "backward_fused", column_tasks, processors, a, stream);
+      if (!s.ok()) return s;
+    }
+  }
   const auto rows = backward_query_dense<Element, kHeadDim, kSquare, kPacked>;
-  if (Status s = launch(rows, "backward_query_dense", a.plan.dense_row_tasks); !s.ok()) return s;
+  const Status s = launch_blocks<Plan>(rows, "backward_query_dense", row_tasks, processors, a, stream);
+  if (!s.ok()) return s;
   const auto columns = backward_key_value_dense<Element, kHeadDim, kSquare, kPacked>;
-  return launch(columns, "backward_key_value_dense", a.plan.dense_column_tasks);
+  return launch_blocks<Plan>(columns, "backward_key_value_dense", column_tasks, processors, a, stream);
 }
 
 template <typename Element, int kHeadDim>

@@ -15,23 +15,27 @@
 namespace tda::cuda::sm90 {
 
 template <int kHeadDim, bool kPacked>
-__device__ __forceinline__ void produce_keys(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
+__device__ __forceinline__ void produce_keys(const BackwardArguments& a,
+                                             const StreamMemory<StreamPlan<kHeadDim>>& memory) {
   const portable::Problem& p = a.problem;
   const int lane = static_cast<int>(threadIdx.x & 31);
-  StreamProducer<kHeadDim, kPacked> producer(memory, a.plan.dense_row_tasks);
+  StreamProducer<StreamPlan<kHeadDim>, kPacked> producer(memory, a.plan.dense_row_tasks);
   for_empty_blocks(a.plan.empty_row_blocks, [&](const portable::BackwardTask& block) {
     const Tensor& dq = a.call.outputs.dq[block.view];
     if (dq.data == nullptr) return;
+    const std::int64_t key_head = block.head / (p.shape.query_heads / p.shape.key_heads);
+    if (is_fused(a, block.sequence, key_head)) return;
     const portable::Sequence s = portable::sequence_of<kPacked>(p, block.sequence);
     const int row = static_cast<int>(block.tile) * 2 * kTileRows;
-    store_zeros<kHeadDim, kPacked>(memory, dq, a.dq[block.view], static_cast<int>(s.first_query) + row,
-                                   s.query_length - row, static_cast<int>(block.head), s.batch);
+    store_zeros<StreamPlan<kHeadDim>, kPacked>(memory, dq, a.dq[block.view], static_cast<int>(s.first_query) + row,
+                                               s.query_length - row, static_cast<int>(block.head), s.batch);
   });
   portable::BackwardTask task;
   while (producer.next_task(a.plan.dense_row_tasks, task)) {
     const int sequence = static_cast<int>(task.sequence), head = static_cast<int>(task.head);
     const int view = static_cast<int>(task.view), block = static_cast<int>(task.tile);
     const int key_head = static_cast<int>(head / (p.shape.query_heads / p.shape.key_heads));
+    if (is_fused(a, sequence, key_head)) continue;
     const portable::Sequence s = portable::sequence_of<kPacked>(p, sequence);
     const int batch = static_cast<int>(s.batch), offset = s.key_length - s.query_length;
     const float* const own_factors = portable::query_factors(p, s, view, head);
@@ -172,7 +176,7 @@ __device__ __forceinline__ double warpgroup_sum(double x, double (&scratch)[4], 
 
 // Stores what a warpgroup has of its row tile, or hands the tile to the portable kernel.
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
-__device__ __forceinline__ void finish_rows(const BackwardArguments& a, StreamTail<kHeadDim>& tail,
+__device__ __forceinline__ void finish_rows(const BackwardArguments& a, StreamTail<StreamPlan<kHeadDim>>& tail,
                                             const StreamPart& part, const QueryRowState& rows, std::uint32_t tile,
                                             const ResidentRow* residents, bool unfit, const RowSums& sums,
                                             float (&dq)[kHeadDim / 2]) {
@@ -231,8 +235,8 @@ __device__ __forceinline__ QueryRowState row_state(const BackwardArguments& a, c
 
 // One row block's share of a warpgroup: products, conversions and stages of its tiles.
 template <typename Element, int kHeadDim, bool kSquare>
-struct RowConsumer : StreamConsumer<kHeadDim> {
-  using Stream = StreamConsumer<kHeadDim>;
+struct RowConsumer : StreamConsumer<StreamPlan<kHeadDim>> {
+  using Stream = StreamConsumer<StreamPlan<kHeadDim>>;
   using Stream::memory;
   using Stream::pending;
   using Stream::warpgroup;
@@ -252,7 +256,8 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
   float dq[kHeadDim / 2];
   std::uint32_t g[4][4];
 
-  __device__ __forceinline__ RowConsumer(const BackwardArguments& arguments, const StreamMemory<kHeadDim>& shared)
+  __device__ __forceinline__ RowConsumer(const BackwardArguments& arguments,
+                                         const StreamMemory<StreamPlan<kHeadDim>>& shared)
       : Stream{shared}, a(arguments) {}
 
   __device__ __forceinline__ void begin(const StreamPart& next, int slot) {
@@ -326,7 +331,8 @@ struct RowConsumer : StreamConsumer<kHeadDim> {
 };
 
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
-__device__ __forceinline__ void consume_keys(const BackwardArguments& a, const StreamMemory<kHeadDim>& memory) {
+__device__ __forceinline__ void consume_keys(const BackwardArguments& a,
+                                             const StreamMemory<StreamPlan<kHeadDim>>& memory) {
   SlotRing<StreamPlan<kHeadDim>::kResidents> residents(0);
   RowConsumer<Element, kHeadDim, kSquare> consumer(a, memory);
 #pragma unroll 1
@@ -344,11 +350,12 @@ __device__ __forceinline__ void consume_keys(const BackwardArguments& a, const S
 }
 
 template <typename Element, int kHeadDim, bool kSquare, bool kPacked>
-__global__ void __launch_bounds__(kStreamThreads, 1) backward_query_dense(const __grid_constant__ BackwardArguments a) {
+__global__ void __launch_bounds__(kStreamThreads<StreamPlan<kHeadDim>>, 1)
+    backward_query_dense(const __grid_constant__ BackwardArguments a) {
   begin_kernel(KernelOrder::kAfterPrevious);
   extern __shared__ unsigned char shared[];
-  const StreamMemory<kHeadDim> memory(shared);
-  if (!memory.begin(a.plan.dense_row_tasks, a.plan.empty_row_blocks)) return;
+  const StreamMemory<StreamPlan<kHeadDim>> memory(shared);
+  if (all_are_fused(a) || !memory.begin(a.plan.dense_row_tasks, a.plan.empty_row_blocks)) return;
   if (threadIdx.x >= 256) {
     shrink_registers<40>();
     produce_keys<kHeadDim, kPacked>(a, memory);

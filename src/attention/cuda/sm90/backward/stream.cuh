@@ -21,16 +21,32 @@ namespace tda::cuda::sm90 {
 constexpr int kTileRows = 64;  // of a streamed tile and of a warpgroup's resident rows
 constexpr int kTileColumnBytes = kTileRows * 128;
 constexpr int kProducerWarps = 4;
-constexpr int kStreamThreads = 256 + 32 * kProducerWarps;
+template <class Plan>
+constexpr int kStreamThreads = 128 * Plan::kConsumers + 32 * kProducerWarps;
 
-template <int kHeadDim>
+template <int kHeadDimension>
 struct StreamPlan {
+  static constexpr int kHeadDim = kHeadDimension;
   static constexpr int kResidents = kHeadDim == 64 ? 2 : 1;
   static constexpr int kStages = kHeadDim == 64 ? 8 : 4;
+  static constexpr int kConsumers = 2;  // warpgroups
+  static constexpr int kStageConsumers = kConsumers;
+  static constexpr int kExtraBytes = 0;  // behind the stages
   static constexpr int kTileBytes = kTileRows * kHeadDim * 2;
   static constexpr int kResidentBytes = 4 * kTileBytes;
   static constexpr int kStageBytes = 2 * kTileBytes;
 };
+
+// Whether the fused kernel takes a key head (portable::FusedHeads).
+__device__ __forceinline__ bool is_fused(const BackwardArguments& a, std::int64_t batch, std::int64_t key_head) {
+  const portable::FusedHeads& fused = a.plan.fused;
+  return fused.counters != nullptr && fused.chosen[batch * a.problem.shape.key_heads + key_head] != 0;
+}
+__device__ __forceinline__ bool all_are_fused(const BackwardArguments& a) {
+  const portable::FusedHeads& fused = a.plan.fused;
+  return fused.counters != nullptr &&
+         __ldcg(&fused.counters->listed) == a.problem.shape.batch * a.problem.shape.key_heads;
+}
 
 struct StreamClaim {
   portable::BackwardTask task;
@@ -58,10 +74,10 @@ struct StreamTile {
   float sign;  // weight of the view in the output (queries)
 };
 
-template <int kHeadDim>
+template <class Plan>
 struct alignas(128) StreamTail {
-  static constexpr int kStages = StreamPlan<kHeadDim>::kStages;
-  static constexpr int kResidents = StreamPlan<kHeadDim>::kResidents;
+  static constexpr int kStages = Plan::kStages;
+  static constexpr int kResidents = Plan::kResidents;
   // Of each streamed row: tau and 1/|q| of queries, 1/|k| of keys.
   float2 query[kStages][kTileRows];
   float key_factor[kStages][kTileRows];
@@ -75,29 +91,37 @@ struct alignas(128) StreamTail {
   alignas(128) uint4 zeros[kTileColumnBytes / sizeof(uint4)];  // for the empty blocks
 };
 
-template <int kHeadDim>
-constexpr int kStreamSharedBytes = 1024 + StreamPlan<kHeadDim>::kResidents* StreamPlan<kHeadDim>::kResidentBytes +
-                                   StreamPlan<kHeadDim>::kStages* StreamPlan<kHeadDim>::kStageBytes +
-                                   static_cast<int>(sizeof(StreamTail<kHeadDim>));
+template <class Plan>
+constexpr int kStreamSharedBytes = 1024 + Plan::kResidents* Plan::kResidentBytes + Plan::kStages* Plan::kStageBytes +
+                                   Plan::kExtraBytes + static_cast<int>(sizeof(StreamTail<Plan>));
 
 // The shared memory of a block.
-template <int kHeadDim>
+template <class Plan>
 struct StreamMemory {
-  using Plan = StreamPlan<kHeadDim>;
   std::uint32_t base;
-  StreamTail<kHeadDim>& tail;
+  StreamTail<Plan>& tail;
 
   __device__ __forceinline__ explicit StreamMemory(unsigned char* shared)
       : base(aligned_shared_address(shared)),
-        tail(*reinterpret_cast<StreamTail<kHeadDim>*>(shared + (base - shared_address(shared)) +
-                                                      Plan::kResidents * Plan::kResidentBytes +
-                                                      Plan::kStages * Plan::kStageBytes)) {}
+        tail(*reinterpret_cast<StreamTail<Plan>*>(shared + (base - shared_address(shared)) +
+                                                  Plan::kResidents * Plan::kResidentBytes +
+                                                  Plan::kStages * Plan::kStageBytes + Plan::kExtraBytes)) {}
   // Tile `warpgroup` of resident tensor `which`.
   __device__ __forceinline__ std::uint32_t resident(int slot, int which, int warpgroup) const {
     return base + slot * Plan::kResidentBytes + (2 * which + warpgroup) * Plan::kTileBytes;
   }
   __device__ __forceinline__ std::uint32_t stage(int slot, int which) const {
     return base + Plan::kResidents * Plan::kResidentBytes + slot * Plan::kStageBytes + which * Plan::kTileBytes;
+  }
+  __device__ __forceinline__ void prepare_barriers() const {  // each consumer warp arrives
+    for (int i = 0; i < Plan::kResidents; ++i) {
+      barrier_init(shared_address(&tail.resident_full[i]), 1);
+      barrier_init(shared_address(&tail.resident_empty[i]), 4 * Plan::kConsumers);
+    }
+    for (int i = 0; i < Plan::kStages; ++i) {
+      barrier_init(shared_address(&tail.full[i]), 1);
+      barrier_init(shared_address(&tail.empty[i]), 4 * Plan::kStageConsumers);
+    }
   }
   // Prepares the barriers, the order of the tasks of `list`, and the zeros; false when there is nothing to do.
   __device__ __forceinline__ bool begin(const portable::TaskList& list, const portable::TaskList& empty) const {
@@ -111,18 +135,11 @@ struct StreamMemory {
       std::uint32_t end = 0;
 #pragma unroll
       for (int b = portable::kTaskBuckets - 1; b >= 0; --b) tail.bucket_end[b] = end += tasks[b];
-      for (int i = 0; i < Plan::kResidents; ++i) {
-        barrier_init(shared_address(&tail.resident_full[i]), 1);
-        barrier_init(shared_address(&tail.resident_empty[i]), 8);  // one arrival per consumer warp
-      }
-      for (int i = 0; i < Plan::kStages; ++i) {
-        barrier_init(shared_address(&tail.full[i]), 1);
-        barrier_init(shared_address(&tail.empty[i]), 8);
-      }
+      prepare_barriers();
       barrier_init_fence();
     }
     for (int i = static_cast<int>(threadIdx.x); i < kTileColumnBytes / static_cast<int>(sizeof(uint4));
-         i += kStreamThreads) {
+         i += kStreamThreads<Plan>) {
       tail.zeros[i] = make_uint4(0, 0, 0, 0);
     }
     fence_shared_for_copies();
@@ -166,15 +183,15 @@ __device__ __forceinline__ void copy_last_rows(std::uint32_t destination, const 
 
 // Begins to write zeros to the rows `row` .. `row` + 127 of a gradient that belong to the sequence, `rows` of them or
 // more than 127. `row` counts inside the tensor.
-template <int kHeadDim, bool kPacked>
-__device__ __forceinline__ void store_zeros(const StreamMemory<kHeadDim>& memory, const Tensor& gradient,
+template <class Plan, bool kPacked>
+__device__ __forceinline__ void store_zeros(const StreamMemory<Plan>& memory, const Tensor& gradient,
                                             const CUtensorMap& map, int row, int rows, int head, std::int64_t batch) {
   const std::uint32_t zeros = shared_address(memory.tail.zeros);
 #pragma unroll 1
   for (int end = row + min(rows, 2 * kTileRows); row < end; row += kTileRows) {
     if (is_whole_tile<kPacked>(end - row)) {
 #pragma unroll
-      for (int half = 0; half < kHeadDim / 64; ++half) {
+      for (int half = 0; half < Plan::kHeadDim / 64; ++half) {
         store_tile(zeros, map, half * 64, row, head, static_cast<int>(batch));
       }
       continue;
@@ -182,7 +199,7 @@ __device__ __forceinline__ void store_zeros(const StreamMemory<kHeadDim>& memory
 #pragma unroll 1
     for (int last = row; last < end; ++last) {
       store_bytes(static_cast<std::uint16_t*>(gradient.data) + portable::row_offset(gradient, batch, head, last), zeros,
-                  kHeadDim * 2);
+                  Plan::kHeadDim * 2);
     }
   }
 }
@@ -197,11 +214,11 @@ __device__ __forceinline__ void for_empty_blocks(const portable::TaskList& list,
 
 // The producers' side of the two rings: four warps, each of which fills every fourth stage, because the factors of a
 // tile take longer to fetch than a tile takes to use. Every function is called by all lanes of all four warps.
-template <int kHeadDim, bool kPacked>
+template <class Plan, bool kPacked>
 struct StreamProducer {
-  using Plan = StreamPlan<kHeadDim>;
+  static constexpr int kHeadDim = Plan::kHeadDim;
   static_assert(Plan::kStages % kProducerWarps == 0);
-  const StreamMemory<kHeadDim>& memory;
+  const StreamMemory<Plan>& memory;
   SlotRing<Plan::kStages> stages{1};
   SlotRing<Plan::kResidents> residents{1};
   int task = 0;
@@ -210,7 +227,8 @@ struct StreamProducer {
   __device__ __forceinline__ static int warp() { return static_cast<int>(threadIdx.x >> 5) % kProducerWarps; }
   __device__ __forceinline__ static bool leads() { return threadIdx.x % 32 == 0; }
 
-  __device__ __forceinline__ StreamProducer(const StreamMemory<kHeadDim>& memory, const portable::TaskList& list)
+  __device__ __forceinline__ explicit StreamProducer(const StreamMemory<Plan>& memory) : memory(memory) {}
+  __device__ __forceinline__ StreamProducer(const StreamMemory<Plan>& memory, const portable::TaskList& list)
       : memory(memory) {
     if (warp() == 0 && leads()) claimed = atomicAdd(&list.counters->claims, 1u);
   }
@@ -330,18 +348,24 @@ struct StreamProducer {
   }
 };
 
+// `x` by way of a shuffle, so that ptxas keeps it in a register: what it can compute from threadIdx it computes anew in
+// every turn of a loop, and reading threadIdx takes as long as a load.
+__device__ __forceinline__ int kept(int x) { return __shfl_sync(0xffffffffu, x, static_cast<int>(threadIdx.x & 31)); }
+
 // A consumer warpgroup's side of the ring of stages.
-template <int kHeadDim>
+template <class Plan>
 struct StreamConsumer {
-  const StreamMemory<kHeadDim>& memory;
-  SlotRing<StreamPlan<kHeadDim>::kStages> stages{0};
+  const StreamMemory<Plan>& memory;
+  SlotRing<Plan::kStages> stages{0};
   int pending = -1;  // the stage that sums under way read
 
   // By a shuffle, so that the compiler knows that the warp agrees and keeps descriptors in uniform registers.
   const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x >> 7), 0);
 
+  const int lane = kept(static_cast<int>(threadIdx.x & 31));
+
   __device__ __forceinline__ void release(int stage) const {
-    if ((threadIdx.x & 31) == 0) barrier_arrive(shared_address(&memory.tail.empty[stage]));
+    if (lane == 0) barrier_arrive(shared_address(&memory.tail.empty[stage]));
   }
   __device__ __forceinline__ void release_pending() {
     if (pending >= 0) release(pending);
@@ -420,28 +444,25 @@ __device__ __forceinline__ bool any_spoiled(const float (&sums)[kSize]) {
   return !(check == 0.0f);
 }
 
-// Undoes the L2 norm of a warpgroup's 64 rows, whose gradients with respect to the unit vectors (times kWeightScale)
-// lie in `sums`, and stores them. dx = (du - u <u, du>) / |x| with u = x f: the part along x is x f^2 <x, du>. `tile`:
-// the raw rows in shared memory; `residents`: what is known of them.
-template <typename Element, int kHeadDim>
-__device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t tile, const ResidentRow* residents,
-                                               int rows, Element* target, std::int64_t row_stride,
-                                               float (&sums)[kHeadDim / 2]) {
+// Undoes the L2 norm of a warpgroup's 64 rows, whose gradients with respect to the unit vectors lie in `sums`, and
+// stores them times scale_of(f). dx = (du - u <u, du>) / |x| with u = x f: the part along x is x f^2 <x, du>.
+// load(k, x): fragments of the raw rows at depth 16 k; factor_of(row): f.
+template <typename Element, int kHeadDim, class Load, class FactorOf, class ScaleOf>
+__device__ __forceinline__ void store_scaled_gradient(bool normalize, Load load, FactorOf factor_of, ScaleOf scale_of,
+                                                      int rows, Element* target, std::int64_t row_stride,
+                                                      float (&sums)[kHeadDim / 2]) {
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
   const int row = warp * 16 + (lane >> 2);
-  const auto fragment_address = [&](int k) {  // of the lane's row at depth 16 k
-    return tile + (k / 4) * kTileColumnBytes + swizzled_offset<128>(warp * 16 + (lane & 15), (k % 4) * 2 + (lane >> 4));
-  };
   float along[2] = {0.0f, 0.0f}, factor[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) factor[h] = residents[row + 8 * h].factor;
+  for (int h = 0; h < 2; ++h) factor[h] = factor_of(row + 8 * h);
   if (normalize) {
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
       for (int k = 0; k < kHeadDim / 16; ++k) {
         std::uint32_t x[4];
-        load_matrices(fragment_address(k), x);
+        load(k, x);
 #pragma unroll
         for (int r = 0; r < 4; ++r) {  // row g + 8 (r % 2), columns 16 k + 8 (r / 2) + 2 c, + 1
           const float2 pair = unpack<Element>(x[r]);
@@ -466,9 +487,29 @@ __device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t til
   }
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    store_row<Element>(target + (row + 8 * h) * row_stride, sums, h,
-                       factor[h] * (1.0f / portable::kWeightScale<kHeadDim>), lane & 3, row + 8 * h < rows);
+    store_row<Element>(target + (row + 8 * h) * row_stride, sums, h, scale_of(factor[h]), lane & 3, row + 8 * h < rows);
   }
+}
+
+// Raw rows of a warpgroup in shared memory, for store_scaled_gradient.
+struct SharedRows {
+  std::uint32_t tile;
+  __device__ __forceinline__ void operator()(int k, std::uint32_t (&x)[4]) const {
+    const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x >> 5) & 3;
+    load_matrices(
+        tile + (k / 4) * kTileColumnBytes + swizzled_offset<128>(warp * 16 + (lane & 15), (k % 4) * 2 + (lane >> 4)),
+        x);
+  }
+};
+
+// The same of sums that are times kWeightScale.
+template <typename Element, int kHeadDim>
+__device__ __forceinline__ void store_gradient(bool normalize, std::uint32_t tile, const ResidentRow* residents,
+                                               int rows, Element* target, std::int64_t row_stride,
+                                               float (&sums)[kHeadDim / 2]) {
+  store_scaled_gradient<Element, kHeadDim>(
+      normalize, SharedRows{tile}, [&](int row) { return residents[row].factor; },
+      [](float factor) { return factor * (1.0f / portable::kWeightScale<kHeadDim>); }, rows, target, row_stride, sums);
 }
 
 }  // namespace tda::cuda::sm90
