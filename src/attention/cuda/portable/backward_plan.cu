@@ -231,8 +231,9 @@ __device__ void plan_row_tile(const Problem& p, const BackwardArguments& a, cons
       list_task(pair.tiles == 0 ? plan.empty_row_blocks : plan.dense_row_tasks, dense_weight(pair.tiles), false, entry);
     }
     if (pair.tiles == 0) {
-      if (plan.fused.counters != nullptr)
+      if (plan.fused.counters != nullptr) {
         write_zero_factors(query_factors(p, s, view, head), first_row, s.query_length);
+      }
       return;
     }
   } else if (live == 0) {

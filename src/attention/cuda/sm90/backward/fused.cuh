@@ -37,8 +37,8 @@ __device__ __forceinline__ void produce_fused(const BackwardArguments& a, const 
   const std::uint32_t blocks = static_cast<std::uint32_t>((tiles + 1) / 2);
   using Producer = StreamProducer<FusedPlan, false>;
   Producer producer(memory);
-  for (int turn = 0;; turn ^= 1) {
-    auto& claim = memory.tail.claim[turn];
+  for (int claim_slot = 0;; claim_slot ^= 1) {
+    auto& claim = memory.tail.claim[claim_slot];
     if (Producer::warp() == 0 && Producer::leads()) {
       const std::uint32_t claimed = atomicAdd(&fused.counters->claims, 1u);
       claim.valid = claimed / blocks < listed;
@@ -48,6 +48,7 @@ __device__ __forceinline__ void produce_fused(const BackwardArguments& a, const 
         const std::uint32_t heads = min(interleaved, listed - round * interleaved);
         const std::uint32_t position = round * interleaved + in_round % heads;
         const std::uint32_t head = fused.heads[position];
+        // A task covers all views; in the place of one it tells the head's place in the list.
         claim.task = {static_cast<std::uint32_t>(head / p.shape.key_heads),
                       static_cast<std::uint32_t>(head % p.shape.key_heads), blocks - 1 - in_round / heads, position};
       }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/cuda/sm90/backward/stream.cuh"
+#include "attention/cuda/sm90/backward/tile_gradients.cuh"
 
 namespace tda::cuda::sm90 {
 
@@ -14,8 +15,8 @@ struct FusedPlan : StreamPlan<64> {
   static constexpr int kExtraBytes = kRing * kGradientBytes + 128;  // and their barriers
 };
 
-// StreamPart::offset is the place of the head in the list of fused heads here (query and key positions are the same).
-
+// The shared memory of a block. StreamPart::offset is the head's place in the list of fused heads here: query and key
+// positions are the same, so no offset is needed.
 struct FusedMemory : StreamMemory<FusedPlan> {
   using StreamMemory<FusedPlan>::StreamMemory;
   // A slot of the ring of g, that of the first key warpgroup before that of the second, and its barriers.

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "attention/cuda/sm90/backward/stream.cuh"
+#include "attention/cuda/sm90/backward/tile_gradients.cuh"
 
 namespace tda::cuda::sm90 {
 
